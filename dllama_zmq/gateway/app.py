@@ -17,7 +17,7 @@ from starlette.types import Scope
 
 from dllama_zmq.gateway import about, chat, replies, texts
 from dllama_zmq.gateway.completions import completions
-from dllama_zmq.gateway.endpoint import OPENAI, Call, Endpoint, ErrorForm, Reply, Resource, error_response
+from dllama_zmq.gateway.endpoint import OPENAI, Call, Endpoint, ErrorForm, Reply, Resource, error_reply
 from dllama_zmq.gateway.gate import LOCAL_ORIGIN, REQUEST_ID, Gate
 from dllama_zmq.gateway.messages.replies import CountReply, MessageReply
 from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest
@@ -137,4 +137,4 @@ async def _refused(request: Request, error: Exception) -> Response:
         problem = Problem(405, f"{path:.200} is used with {allowed}, not {request.method:.20}")
     else:
         problem = Problem(status, f"there is no {path:.200} here" if status == 404 else error.detail)
-    return error_response(errors_at(path), problem, {"allow": allowed} if status == 405 else {})
+    return error_reply(errors_at(path), problem, {"allow": allowed} if status == 405 else {})

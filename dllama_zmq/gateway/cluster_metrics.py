@@ -24,13 +24,13 @@ def cluster_metrics(status: Status) -> Iterator[Metric]:
     yield _counter("prefix_queries", "Tokens of all prompts", kv.prompt_tokens)
     yield _counter("prefix_hits", "Prompt tokens found in the prefix cache", kv.cached_tokens)
     yield _counter("preemptions", "Times that a request gave up its pages for an older one", kv.preemptions)
-    yield _counters("steps", "Steps that were run", ["phase"], _by_name(status.steps))
-    yield _counters("step_tokens", "Tokens that were evaluated", ["phase"], _by_name(status.tokens))
+    yield _counter("steps", "Steps that were run", _by_name(status.steps), "phase")
+    yield _counter("step_tokens", "Tokens that were evaluated", _by_name(status.tokens), "phase")
     recent = status.recent.items()
     speeds = [((phase,), times.tokens / times.wall_s) for phase, times in recent if times.wall_s]
-    yield _gauges("tokens_per_second", "Tokens evaluated per second of the last steps", ["phase"], speeds)
+    yield _gauge("tokens_per_second", "Tokens evaluated per second of the last steps", speeds, "phase")
     seconds = [((phase,), times.wall_s / times.steps) for phase, times in recent if times.steps]
-    yield _gauges("step_seconds", "Seconds of one of the last steps", ["phase"], seconds)
+    yield _gauge("step_seconds", "Seconds of one of the last steps", seconds, "phase")
     yield from _nodes(status)
 
 
@@ -47,41 +47,33 @@ def _nodes(status: Status) -> Iterator[Metric]:
             for node, times in steps.nodes.items()
             if steps.steps
         ]
-        yield _gauges(f"node_{name}_seconds", text, ["node", "phase"], rows)
+        yield _gauge(f"node_{name}_seconds", text, rows, "node", "phase")
     traffic = [((row.node, row.direction, row.phase, row.kind), row.wire_bytes) for row in status.traffic]
-    labels = ["node", "direction", "phase", "kind"]
-    yield _counters("node_bytes", "Bytes between the root and a worker, counted by the root", labels, traffic)
+    labels = ("node", "direction", "phase", "kind")
+    yield _counter("node_bytes", "Bytes between the root and a worker, counted by the root", traffic, *labels)
     nodes = status.nodes
-    yield _gauges("node_up", "Whether a node is ready", ["node"], [((n.name,), n.state == "ready") for n in nodes])
+    yield _gauge("node_up", "Whether a node is ready", [((n.name,), n.state == "ready") for n in nodes], "node")
     trips = [((n.name,), n.round_trip_s) for n in nodes if n.round_trip_s is not None]
-    yield _gauges("node_round_trip_seconds", "The TCP round trip, as the kernel estimates it", ["node"], trips)
+    yield _gauge("node_round_trip_seconds", "The TCP round trip, as the kernel estimates it", trips, "node")
     memory = [((n.name,), n.memory_bytes) for n in nodes]
-    yield _gauges("node_memory_bytes", "Memory that a node's process needs at most", ["node"], memory)
+    yield _gauge("node_memory_bytes", "Memory that a node's process needs at most", memory, "node")
     free = [((n.name,), n.free_bytes) for n in nodes if n.free_bytes is not None]
-    yield _gauges("node_free_bytes", "Memory that the node's computer had free when it joined", ["node"], free)
+    yield _gauge("node_free_bytes", "Memory that the node's computer had free when it joined", free, "node")
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"dllama_{name}", text, value=value)
+def _gauge(name: str, text: str, value: float | _Rows, *labels: str) -> Metric:
+    return _filled(GaugeMetricFamily(f"dllama_{name}", text, labels=labels), value)
 
 
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(f"dllama_{name}", text, value=value)
+def _counter(name: str, text: str, value: float | _Rows, *labels: str) -> Metric:
+    return _filled(CounterMetricFamily(f"dllama_{name}", text, labels=labels), value)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, value: float | _Rows) -> Metric:
+    for labels, number in [((), value)] if isinstance(value, int | float) else value:
+        family.add_metric(labels, number)
+    return family
 
 
 def _by_name(values: dict[str, int]) -> _Rows:
     return [((name,), value) for name, value in values.items()]
-
-
-def _gauges(name: str, text: str, labels: list[str], rows: _Rows) -> Metric:
-    return _filled(GaugeMetricFamily(f"dllama_{name}", text, labels=labels), rows)
-
-
-def _counters(name: str, text: str, labels: list[str], rows: _Rows) -> Metric:
-    return _filled(CounterMetricFamily(f"dllama_{name}", text, labels=labels), rows)
-
-
-def _filled(family: GaugeMetricFamily | CounterMetricFamily, rows: _Rows) -> Metric:
-    for labels, value in rows:
-        family.add_metric(labels, value)
-    return family

@@ -9,14 +9,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dllama_zmq.gateway.problems import ErrorReply, Problem
 from dllama_zmq.gateway.service import Service
@@ -41,14 +41,13 @@ class Call(Generic[T]):
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Response):
     """A complete answer: a struct, sent as JSON, or bytes of `media_type`."""
 
-    body: object
-    status: int = 200
-    media_type: str = JSON
-    headers: Mapping[str, str] = field(default_factory=dict)
+    media_type = JSON
+
+    def render(self, content: object) -> bytes:
+        return content if isinstance(content, bytes) else msgspec.json.encode(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +77,9 @@ class ErrorForm:
 OPENAI = ErrorForm()
 
 
-def error_response(form: ErrorForm, problem: Problem, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+def error_reply(form: ErrorForm, problem: Problem, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
     """An error as a whole answer, with additional headers."""
-    body = msgspec.json.encode(form.body(problem))
-    return Response(body, problem.status, {**problem.headers, **headers}, JSON)
+    return Reply(form.body(problem), problem.status, {**problem.headers, **headers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Endpoint:
             data = await self._read(scope, receive)
             call = Call(self._service, scope["state"]["user"], self._decoded(data), Request(scope))
         except Problem as problem:
-            await self._refuse(sending, problem)
+            await error_reply(self._errors, problem)(scope, receive, sending)
             return
         except _Gone:
             return
@@ -175,16 +173,14 @@ class Endpoint:
             if isinstance(answer, Stream):
                 await self._stream(answer, sending)
             else:
-                await sending.whole(answer)
+                await answer(call.request.scope, call.request.receive, sending)
         except Exception as error:  # any error goes to the client, and the server continues
-            await self._refuse(sending, Problem.of(error))
-
-    async def _refuse(self, sending: _Sending, problem: Problem) -> None:
-        if sending.started:
-            await sending.more(self._errors.event(problem))
-            await sending.end()
-        else:
-            await sending.whole(Reply(self._errors.body(problem), problem.status, headers=problem.headers))
+            problem = Problem.of(error)
+            if sending.started:
+                await sending.more(self._errors.event(problem))
+                await sending.end()
+            else:
+                await error_reply(self._errors, problem)(call.request.scope, call.request.receive, sending)
 
     async def _stream(self, stream: Stream, sending: _Sending) -> None:
         pings: asyncio.Task[None] | None = None
@@ -194,7 +190,8 @@ class Endpoint:
                 await asyncio.wait({first}, timeout=_HOLD_S)
                 if first.done():
                     first.result()
-                await sending.start(200, {"content-type": EVENT_STREAM, "cache-control": "no-cache"})
+                headers = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache")]
+                await sending({"type": "http.response.start", "status": 200, "headers": headers})
                 pings = asyncio.ensure_future(sending.pings())
                 await sending.more(await first)
                 async for data in events:
@@ -213,7 +210,7 @@ class _Gone(Exception):
 
 
 class _Sending:
-    """The answer to one request, as it is sent."""
+    """The `send` of one request, which knows how far its answer is."""
 
     def __init__(self, send: Send, count: Callable[[int], None]) -> None:
         """count: called with the status."""
@@ -221,25 +218,20 @@ class _Sending:
         self.started = self.complete = False
         self._last = 0.0
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        self.started, self._last = True, time.monotonic()
-        self._count(status)
-        encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+    async def __call__(self, message: Message) -> None:
+        self._last = time.monotonic()
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._count(message["status"])
+        else:
+            self.complete = not message.get("more_body", False)
+        await self._send(message)
 
     async def more(self, data: bytes) -> None:
-        self._last = time.monotonic()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def end(self, data: bytes = b"") -> None:
-        self.complete = True
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
-
-    async def whole(self, reply: Reply) -> None:
-        data = reply.body if isinstance(reply.body, bytes) else msgspec.json.encode(reply.body)
-        headers = {"content-type": reply.media_type, "content-length": str(len(data)), **reply.headers}
-        await self.start(reply.status, headers)
-        await self.end(data)
+    async def end(self) -> None:
+        await self({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def pings(self) -> None:
         """Send a comment whenever nothing was sent for a while, because proxies end silent connections."""

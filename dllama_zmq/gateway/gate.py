@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dllama_zmq.gateway.endpoint import ErrorForm, error_response
+from dllama_zmq.gateway.endpoint import ErrorForm, error_reply
 from dllama_zmq.gateway.problems import Problem
 
 LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
@@ -64,7 +64,7 @@ class Gate:
             scope.setdefault("state", {})["user"] = self._user(scope, headers)
             await self._app(scope, receive, named)
             return
-        await error_response(self._errors_at(scope["path"]), problem)(scope, receive, named)
+        await error_reply(self._errors_at(scope["path"]), problem)(scope, receive, named)
 
     def _problem(self, scope: Scope, headers: Headers) -> Problem | None:
         """Why this request is refused; None if it is not."""
