@@ -18,7 +18,7 @@ from dllama_zmq.tokenizer.config import ENDS_TEXTS, MAX_TOKEN_ID, Config
 from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import library_encoder, library_errors, to_bytes
 from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_json
-from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE
+from dllama_zmq.tokenizer.sentencepiece_model import SPACE, printed
 
 _OTHER_PREFIX = (
     "tokenizer_config.json has add_prefix_space: false, but this file puts a space before a text, and so does this "
@@ -77,8 +77,8 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
                 f"{source}: added token {added.content[:60]!r} has id {added.id}, but the library gives it "
                 f"{library.token_to_id(added.content)}; the ids before it have gaps."
             )
-    print_piece = to_bytes if byte_level else _spaced_bytes
-    pieces = {token: print_piece(piece) for piece, token in ids.items()}
+    bytes_of = to_bytes if byte_level else printed
+    pieces = {token: bytes_of(piece) for piece, token in ids.items()}
     before, after = _tokens_around(library, source)
     begun = [token for token in before if token in specials.values()]
     by_processor = begun[0] if begun else None
@@ -93,7 +93,7 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials, pieces), pieces)
     add_bos = bos_id is not None and (by_processor == bos_id if config.add_bos is None else config.add_bos)
     unnamed = _without_special_names(text, file, specials, source)
-    plain_encoder, special_encoder = _encoders(text, unnamed, None if steps.quick else BoundedEncoders, library, source)
+    plain_encoder, special_encoder = _encoders(text, unnamed, steps.quick, library, source)
 
     return TokenizerParts(
         source=source,
@@ -174,14 +174,15 @@ def _without_patterns(text: str) -> str:
 
 
 def _encoders(
-    text: str, unnamed: str | None, bounded: type[BoundedEncoders] | None, library: tokenizers.Tokenizer, source: str
+    text: str, unnamed: str | None, quick: bool, library: tokenizers.Tokenizer, source: str
 ) -> tuple[Encoder, Encoder]:
     """An encoder for which names of special tokens are text, and one for which they are tokens.
 
-    unnamed: the file in which they are text, if the library's flag is not enough (`_without_special_names`).
+    unnamed: the file in which they are text, if the library's flag is not enough (`_without_special_names`). quick: as
+    `Steps.quick`.
     """
-    if bounded is not None:
-        encoders = bounded([text] if unnamed is None else [text, unnamed], source)
+    if not quick:
+        encoders = BoundedEncoders([text] if unnamed is None else [text, unnamed], source)
         return encoders.encoder(0, True) if unnamed is None else encoders.encoder(1), encoders.encoder(0)
     lock = Lock()
     special_encoder = library_encoder(library, source, lock=lock)
@@ -249,9 +250,3 @@ def _puts_space(steps: Steps) -> bool:
         )
         for step in steps.decoder
     )
-
-
-def _spaced_bytes(piece: str) -> bytes:
-    if piece in BYTE_NAMES:
-        return bytes([BYTE_NAMES[piece]])
-    return piece.replace(SPACE, " ").encode("utf-8", "replace")

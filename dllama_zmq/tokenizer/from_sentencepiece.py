@@ -8,7 +8,7 @@ from dllama_zmq.errors import FormatError
 from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import sentencepiece_library, with_names
-from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE, without_prefix
+from dllama_zmq.tokenizer.sentencepiece_model import SPACE, printed, without_prefix
 
 
 def parts_of_sentencepiece(
@@ -32,7 +32,7 @@ def parts_of_sentencepiece(
     plain_encoder = inside = library.EncodeAsIds
     if puts_space and not config.legacy:  # after a special token, too, Hugging Face's "legacy" puts a space
         inside = sentencepiece_library(without_prefix(data), source).EncodeAsIds
-    pieces = {token: _printed(name) for token, name in enumerate(names) if not library.IsUnused(token)}
+    pieces = {token: printed(name) for token, name in enumerate(names) if not library.IsUnused(token)}
     in_bytes = frozenset(token for token in pieces if library.IsByte(token))
     specials = {names[token]: token for token in pieces if library.IsControl(token) or library.IsUnknown(token)}
     silent = set(specials.values())
@@ -78,10 +78,3 @@ def parts_of_sentencepiece(
         texts=texts,
         notes=config.notes,
     )
-
-
-def _printed(name: str) -> bytes:
-    """What a piece prints: a byte piece its byte, another its text with a space for each '▁'."""
-    if name in BYTE_NAMES:
-        return bytes([BYTE_NAMES[name]])
-    return name.replace(SPACE, " ").encode("utf-8", "replace")

@@ -41,6 +41,13 @@ def byte_name(value: int) -> str:
 BYTE_NAMES = {byte_name(value): value for value in range(256)}
 
 
+def printed(name: str) -> bytes:
+    """What a piece prints: a byte piece its byte, another its text with a space for each '▁'."""
+    if name in BYTE_NAMES:
+        return bytes([BYTE_NAMES[name]])
+    return name.replace(SPACE, " ").encode("utf-8", "replace")
+
+
 def write_model(model: Model) -> bytes:
     """The serialized ModelProto. One piece must have the kind UNKNOWN."""
     unknown = next(token for token, piece in enumerate(model.pieces) if piece.kind == UNKNOWN)
