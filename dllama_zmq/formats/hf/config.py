@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.files import read_json
@@ -37,8 +37,6 @@ _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_py
 _INTERLEAVED = ("llama", "mistral")
 _QWEN_MOE = "qwen3_moe"
 _DEFAULT_THETA = {"mixtral": 1e6, "gemma3_text": 1e6}
-_DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32, "qwen3_moe": 4}
-_DEFAULT_HEAD_DIM = {"qwen3": 128}
 _GEMMA = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -50,6 +48,11 @@ _GEMMA = {
     "sliding_window": 4096,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {"num_key_value_heads": 8},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+    "qwen3_moe": {"num_key_value_heads": 4, "sliding_window": 4096},
     "gemma2": {
         **_GEMMA,
         "vocab_size": 256000,
@@ -59,7 +62,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "gemma3_text": {**_GEMMA, "vocab_size": 262208, "max_position_embeddings": 131072},
 }
-"""Defaults of transformers 5.24 by model_type. For other types: rope_theta 10000, no window, as many KV heads as heads,
+"""Defaults of transformers 5.24 by model_type. Without one: rope_theta 10000, no window, as many KV heads as heads,
 head_dim = width / heads."""
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,), "logit_scale": (1,), "logits_scaling": (1,),
@@ -93,8 +96,8 @@ class _Config(Struct, frozen=True):
     moe_intermediate_size: int | None = None
     num_hidden_layers: int | None = None
     num_attention_heads: int | None = None
-    num_key_value_heads: int | UnsetType | None = UNSET
-    head_dim: int | UnsetType | None = UNSET
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
     vocab_size: int | None = None
     max_position_embeddings: int | None = None
     rms_norm_eps: float | None = None
@@ -212,7 +215,7 @@ def _check_neutral(raw: dict[str, Any], config: _Config) -> None:
             raise UnsupportedModel(f"{key} is {raw[key]}, but a {config.model_type} has no experts.")
     if config.model_type == "mixtral" and config.norm_topk_prob is False:
         raise UnsupportedModel("norm_topk_prob is False; the experts' weights of a mixtral sum to 1.")
-    is_gemma = config.model_type in _DEFAULTS
+    is_gemma = config.model_type in ("gemma2", "gemma3_text")
     if config.hidden_activation not in (None, config.hidden_act or (config.hidden_activation if is_gemma else "silu")):
         raise UnsupportedModel(
             f"hidden_activation is {config.hidden_activation[:40]!r} and hidden_act {config.hidden_act or 'missing'}; "
@@ -222,7 +225,7 @@ def _check_neutral(raw: dict[str, Any], config: _Config) -> None:
 
 def _spec(config: _Config, model_type: str, raw: dict[str, Any]) -> ModelSpec:
     dim, n_heads = _needed(config, "hidden_size"), _needed(config, "num_attention_heads")
-    head_dim = _DEFAULT_HEAD_DIM.get(model_type) if config.head_dim is UNSET else config.head_dim
+    head_dim = config.head_dim
     if head_dim is None:
         if n_heads < 1 or dim % n_heads:
             raise FormatError(f"num_attention_heads is {n_heads}: it does not divide hidden_size, {dim}.")
@@ -236,9 +239,7 @@ def _spec(config: _Config, model_type: str, raw: dict[str, Any]) -> ModelSpec:
     if eps is None:
         raise _missing("rms_norm_eps")
     n_kv_heads = config.num_key_value_heads
-    if n_kv_heads is UNSET:
-        n_kv_heads = _DEFAULT_KV_HEADS.get(model_type)
-    is_gemma = model_type in _DEFAULTS
+    is_gemma = model_type.startswith("gemma")
     if not is_gemma:
         _check_scale(config, head_dim)
     layers = typed(raw, LayerKeys, "config.json")

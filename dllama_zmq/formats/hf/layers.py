@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.spec import full_every
 
-_DEFAULT_WINDOW = {"mistral": 4096, "qwen2": 4096, "qwen3": 4096, "qwen3_moe": 4096}
 _DEFAULT_PATTERN = {"gemma2": 2, "gemma3_text": 6}
-"""Defaults of transformers 5.24 by model_type. For other types: no window, in no layer."""
+"""The default interval of layers without a window, of transformers 5.24, by model_type."""
 _FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
@@ -24,7 +23,7 @@ class LayerKeys(Struct, frozen=True):
 
     num_hidden_layers: int
     max_position_embeddings: int
-    sliding_window: int | UnsetType | None = UNSET
+    sliding_window: int | None = None
     sliding_window_pattern: int | None = None
     use_sliding_window: bool | None = None
     max_window_layers: int | None = None
@@ -39,7 +38,7 @@ def window_of(keys: LayerKeys, model_type: str) -> tuple[int | None, int]:
     if model_type == "llama":
         return None, 0
     n_layers = keys.num_hidden_layers
-    window = _DEFAULT_WINDOW.get(model_type) if keys.sliding_window is UNSET else keys.sliding_window
+    window = keys.sliding_window
     if window is not None and window < 1:
         raise FormatError(f"sliding_window is {window}; expected 1 or more.")
     within_context = window if window is not None and window < keys.max_position_embeddings else None

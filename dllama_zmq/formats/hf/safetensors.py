@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -64,22 +65,17 @@ def read_shards(folder: Path) -> dict[str, Entry]:
     Raises FormatError if a shard is missing or damaged, or if two shards have the same tensor.
     """
     index, single = folder / INDEX, folder / SINGLE
-    if index.exists() and not (single.exists() and _names_no_file_of(folder, index)):
-        return _indexed(folder, index)
+    if index.exists():
+        weight_map = read_json(index, _Index).weight_map
+        if not single.exists() or any((folder / Path(name).name).exists() for name in set(weight_map.values())):
+            return _indexed(folder, index, weight_map)
     paths = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
     if not paths:
         raise _no_weights(folder)
     return _read_all(paths)
 
 
-def _names_no_file_of(folder: Path, index: Path) -> bool:
-    """Whether none of the index's files is in the folder."""
-    names = {Path(name).name for name in read_json(index, _Index).weight_map.values()}
-    return not any((folder / name).exists() for name in names)
-
-
-def _indexed(folder: Path, index: Path) -> dict[str, Entry]:
-    weight_map = read_json(index, _Index).weight_map
+def _indexed(folder: Path, index: Path, weight_map: Mapping[str, str]) -> dict[str, Entry]:
     files = sorted(set(weight_map.values()))
     for name in files:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,250}", name):
