@@ -1,11 +1,11 @@
-"""Reads grammars for its parent process. A script: it imports nothing of this package.
+"""Reads grammars for its parent process. Run by child_main.py; it imports nothing of this package.
 
 The time and memory that compiling a grammar takes cannot be known before, and the library cannot be interrupted:
 `{"type": "integer", "multipleOf": 1000003}` takes 4 s and 270 MB. So it is compiled here first, with a vocabulary of
 single bytes and under limits; the parent kills this process after a time limit.
 
-The first line is {"names", "ids": of the special tokens, "max_states"}. Each further line is {"kind", "text",
-"seconds", "bytes"}; its answer is {}, {"text": the grammar in llguidance's notation} or {"error"}.
+The first request is {"names", "ids": of the special tokens, "max_states"}. Each further one is {"kind", "text",
+"space", "seconds", "bytes"}; its answer is {"text": the grammar in llguidance's notation} or {"error"}.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,8 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 HEAD = '%llguidance {"no_forcing": true}\n'
 """The library must not tokenize bytes that a grammar forces: the model chooses their tokens. The library has the
 vocabulary, but not the rules by which a text is split."""
+VOCABULARY: dict[str, Any] = {}
+"""What the first request has set: `tokenizer`, `limits` and `ids`."""
 _OPTIONS = "x-guidance"
 _BY_ID = re.compile(r"<\[(\d{1,9})\]>")  # a token as a symbol of Lark's notation
 
@@ -68,21 +68,25 @@ def json_grammar(schema: Any, space: str) -> str:
     return f"{HEAD}start: %json {json.dumps(schema)}"
 
 
-def read(
-    tokenizer: llguidance.LLTokenizer, limits: llguidance.LLParserLimits, ids: list[int], request: dict[str, Any]
-) -> dict[str, Any]:
-    bound(request["seconds"], request["bytes"])
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "names" in request:
+        VOCABULARY["tokenizer"] = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(Bytes(request["names"])), slices=[]
+        )
+        VOCABULARY["limits"] = llguidance.LLParserLimits(max_lexer_states=request["max_states"], verbose_errors=False)
+        VOCABULARY["ids"] = request["ids"]
+        return {}
+    limit_memory(request["bytes"])
     text = translated(request["kind"], request["text"], request["space"])
-    matcher = llguidance.LLMatcher(tokenizer, _renumbered(text, ids), log_level=0, limits=limits)
+    lark = _renumbered(text, VOCABULARY["ids"])
+    matcher = llguidance.LLMatcher(VOCABULARY["tokenizer"], lark, log_level=0, limits=VOCABULARY["limits"])
     if not matcher.is_error():
         matcher.compute_bitmask()  # fails if there is no first byte
     return {"error": matcher.get_error()} if matcher.is_error() else {"text": text}
 
 
-def bound(seconds: float, n_bytes: int) -> None:
-    """Limit this process's further time and memory. If the parent is gone, the kernel then kills it."""
-    used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + seconds) + 1, resource.RLIM_INFINITY))
+def limit_memory(n_bytes: int) -> None:
+    """Limit this process's further memory."""
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + n_bytes, resource.RLIM_INFINITY))
 
@@ -95,30 +99,3 @@ def _renumbered(text: str, ids: list[int]) -> str:
 
 def _no_json(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
-
-
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    tokenizer, limits = llguidance.LLTokenizer("byte"), llguidance.LLParserLimits(verbose_errors=False)
-    ids: list[int] = []
-    for line in sys.stdin.buffer:
-        try:
-            request = json.loads(line)
-            if "names" in request:
-                tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes(request["names"])), slices=[])
-                limits = llguidance.LLParserLimits(max_lexer_states=request["max_states"], verbose_errors=False)
-                ids = request["ids"]
-                answer: dict[str, Any] = {}
-            else:
-                answer = read(tokenizer, limits, ids, request)
-        except BaseException as error:  # a panic of the library is not an Exception
-            answer = {"error": str(error) or type(error).__name__}
-        if "error" in answer:
-            answer["error"] = answer["error"][:2000]
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
+from pathlib import Path
 
 from dllama_zmq.constraint.matching import MAX_STATES
 from dllama_zmq.errors import RequestError
@@ -32,8 +32,8 @@ class GrammarReader:
         tokenizer = self._tokenizer
         ids = sorted(tokenizer.silent)
         names = [tokenizer.piece(token).decode("utf-8", "replace") for token in ids]
-        first = json.dumps({"names": names, "ids": ids, "max_states": MAX_STATES}).encode() + b"\n"
-        return Children("../constraint/grammar_child.py", first)
+        first = {"names": names, "ids": ids, "max_states": MAX_STATES}
+        return Children(Path(__file__).with_name("grammar_child.py"), first)
 
     def read(self, grammar: Grammar) -> str:
         """The grammar in the notation of `Vocabulary.constraint`.
@@ -43,7 +43,7 @@ class GrammarReader:
         grammar.check()
         request: dict[str, object] = {"kind": grammar.kind, "text": grammar.text, "space": JSON_SPACE}
         request |= {"seconds": READ_S, "bytes": MEMORY_BYTES}
-        answer = self._children.ask(json.dumps(request).encode() + b"\n", READ_S + BUSY_S)
+        answer = self._children.ask(request, READ_S + BUSY_S)
         what = f"the grammar ({grammar.kind})"
         if answer is None:
             raise RequestError(

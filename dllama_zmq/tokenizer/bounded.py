@@ -7,8 +7,8 @@ own (`encode_child.py`), which is killed after ENCODE_S of CPU time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.tokenizer.child import BUSY_S, START_S, Children
@@ -16,6 +16,8 @@ from dllama_zmq.tokenizer.data import Encoder
 
 ENCODE_S = 2.0
 """Time limit for a text in seconds of CPU time; 1 MB of ordinary text takes 0.5 s."""
+_SCRIPT = Path(__file__).with_name("encode_child.py")
+_MAX_ERROR_CHARACTERS = 500
 
 
 class BoundedEncoders:
@@ -23,7 +25,7 @@ class BoundedEncoders:
 
     def __init__(self, files: Sequence[str], source: str) -> None:
         self._source = source
-        self._children = Children("encode_child.py", first=json.dumps({"files": files}).encode() + b"\n")
+        self._children = Children(_SCRIPT, first={"files": list(files)})
         try:
             ids = self._ask(0, "a", False, START_S)
         except RequestError as error:
@@ -50,7 +52,8 @@ class BoundedEncoders:
 
     def _ask(self, file: int, text: str, names_are_text: bool, seconds: float) -> list[int] | None:
         request = {"file": file, "text": text, "names_are_text": names_are_text, "seconds": seconds}
-        answer = self._children.ask(json.dumps(request).encode() + b"\n", seconds + BUSY_S)
+        answer = self._children.ask(request, seconds + BUSY_S)
         if answer is not None and "error" in answer:
-            raise RequestError(f"{self._source}: the tokenizers library cannot encode this text: {answer['error']}")
+            why = answer["error"][:_MAX_ERROR_CHARACTERS]
+            raise RequestError(f"{self._source}: the tokenizers library cannot encode this text: {why}")
         return None if answer is None else answer["ids"]

@@ -7,8 +7,8 @@ rendered there: starting it takes 0.1 s, compiling a template once about 10 ms, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +25,7 @@ _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 
 def renderers() -> Children:
     """The renderers of templates: processes that live as long as this one."""
-    return Children("chat_child.py", max_bytes=16 * MAX_TEXT_CHARS)
+    return Children(Path(__file__).with_name("chat_child.py"), max_bytes=16 * MAX_TEXT_CHARS)
 
 
 class ChatTemplate:
@@ -104,11 +104,10 @@ class ChatTemplate:
         """The rendered text. Raises as `render` does."""
         request = {"template": template, "variables": variables, "seconds": RENDER_S, "chars": MAX_TEXT_CHARS}
         try:
-            line = json.dumps(request).encode() + b"\n"
+            answer = self._children.ask(request, RENDER_S + BUSY_S)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the conversation cannot be written as JSON: {error}") from error
-        answer = self._children.ask(line, RENDER_S + BUSY_S)
-        if answer is None:
+        if answer is None or "error" in answer:
             raise FormatError(
                 f"{where}: it takes longer than {RENDER_S:g} s or too much memory, in one of its "
                 f"{template.count(chr(10)) + 1} lines. Choose a built-in template by name."

@@ -1,16 +1,13 @@
-"""Renders chat templates for its parent process. A script: it imports nothing of this package.
+"""Renders chat templates for its parent process. Run by child_main.py; it imports nothing of this package.
 
 A template is an untrusted program. It runs in Jinja's immutable sandbox, without files, with limits of memory and CPU
-time; wall time would fail good templates on a busy computer. A request is the line {"template", "variables", "seconds",
-"chars"}, its reply {"text"} or {"kind", "what", "line"}.
+time. A request is {"template", "variables", "seconds", "chars"}, its answer {"text"} or {"kind", "what", "line"}.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from datetime import datetime
@@ -133,9 +130,7 @@ def line_of(error: BaseException) -> int:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    # What no signal can interrupt, inside one long operation, is killed by the kernel.
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + request["seconds"]) + 2, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGPROF, out_of_time)
     signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     try:
         return {"text": render(request["template"], request["variables"], request["chars"])}
@@ -162,17 +157,3 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def out_of_time(signum: int, frame: FrameType | None) -> NoReturn:
     raise OutOfTime
-
-
-def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    signal.signal(signal.SIGPROF, out_of_time)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""A script of this folder in child processes that answer lines of JSON, for work that may never end.
+"""A script in child processes that answer lines of JSON (`child_main.py`), for work that may never end.
 
 An untrusted program, or a regular expression inside a library, can only be stopped by killing its process.
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,28 @@ START_S = 30.0
 BUSY_S = 10.0
 """Seconds that a request may take beyond its CPU time: nodes may compute on every core."""
 _READ_BYTES = 1 << 16
+_MAIN = Path(__file__).with_name("child_main.py")
 
 
 class Children:
     """One process of a script per thread that asks at the same time, so a request that hangs delays no other; usually
     one.
 
-    script: a file of this folder. first: the first line after every start. max_bytes: limit of one answer.
+    script: the file whose `answer` is called. first: the first request after every start. max_bytes: limit of one
+    answer.
     """
 
-    def __init__(self, script: str, first: bytes = b"", max_bytes: int = 1 << 27) -> None:
-        self._script, self._first, self._max_bytes = script, first, max_bytes
+    def __init__(self, script: Path, first: Mapping[str, Any] | None = None, max_bytes: int = 1 << 27) -> None:
+        self._script, self._max_bytes = script, max_bytes
+        self._first = b"" if first is None else _line(first)
         self._idle: list[Child] = []
 
-    def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
-        """The answer to `line`, as from `Child.ask`; for any thread."""
+    def ask(self, request: Mapping[str, Any], wait_s: float) -> dict[str, Any] | None:
+        """The answer to `request`, as from `Child.ask`; for any thread.
+
+        Raises TypeError, ValueError or RecursionError if it cannot be written as JSON.
+        """
+        line = _line(request)
         try:
             child = self._idle.pop()
         except IndexError:
@@ -48,9 +56,8 @@ class Children:
 class Child:
     """A child process, started at the first request, and again after it was killed. For one thread at a time."""
 
-    def __init__(self, script: str, first: bytes, max_bytes: int) -> None:
-        self._script = Path(__file__).parent / script
-        self._first, self._max_bytes = first, max_bytes
+    def __init__(self, script: Path, first: bytes, max_bytes: int) -> None:
+        self._script, self._first, self._max_bytes = script, first, max_bytes
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
@@ -72,7 +79,7 @@ class Child:
         """Start the process. Returns None, or the answer to the first line if it has a key `error`."""
         self._end()
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(self._script)],
+            [sys.executable, "-I", str(_MAIN), str(self._script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -124,6 +131,10 @@ class Child:
                         return None
         answer: dict[str, Any] = json.loads(received)
         return answer
+
+
+def _line(request: Mapping[str, Any]) -> bytes:
+    return json.dumps(request).encode() + b"\n"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
