@@ -61,7 +61,7 @@ def refusal(text: str, children: Children, limit_s: float = RENDER_S) -> str:
         ("{% import 'x' as y %}", "it loads another template"),
     ],
 )
-def test_what_a_template_must_not_reach_is_named(text, words, children):
+def test_an_attribute_that_a_template_must_not_reach_is_named(text, words, children):
     assert words in refusal(text, children)
 
 
@@ -104,7 +104,7 @@ def test_growth_is_refused_before_its_time_is_over(text, words, children, monkey
         NAMESPACE + "{% for i in range(60) %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\n{{ ns.y }}",
     ],
 )
-def test_what_takes_too_long_is_ended_at_its_line(text, children, monkeypatch):
+def test_a_template_that_takes_too_long_is_ended_and_its_line_named(text, children, monkeypatch):
     monkeypatch.setattr(chat, "RENDER_S", SHORT_S)
     monkeypatch.setattr(chat, "BUSY_S", 6 * BUSY_S)  # CPU time takes more of the wall's where others compute too
     assert "line 2: it takes longer than 0.5 s" in refusal(text, children, SHORT_S + 6 * BUSY_S)

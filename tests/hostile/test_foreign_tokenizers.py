@@ -62,7 +62,7 @@ def test_more_values_than_any_tokenizer_has_are_refused_unparsed(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "null", "[]", '{"model":{}}', "\ufeff{}", "{" * 10, '{"model": 1e999}'])
-def test_what_is_no_tokenizer_json_is_refused(tmp_path, content):
+def test_texts_that_are_no_tokenizer_json_are_refused(tmp_path, content):
     assert "tokenizer.json" in refused(tmp_path / "tokenizer.json", content)
 
 

@@ -117,7 +117,7 @@ def test_counts_beyond_the_file_are_refused(tmp_path, n):
         (b"GGUF" + struct.pack("<I", 3), "the number of tensors takes 8 bytes"),
     ],
 )
-def test_what_is_no_gguf_of_a_known_version_is_refused(tmp_path, start, words):
+def test_a_file_that_is_no_gguf_of_a_known_version_is_refused(tmp_path, start, words):
     assert words in refused(tmp_path / "a.gguf", start)
 
 

@@ -84,7 +84,7 @@ def reader(model: LocalModel) -> GrammarReader:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_compiled_in_time_is_refused_in_time(model: LocalModel, name: str) -> None:
+def test_a_grammar_that_cannot_be_compiled_in_time_is_refused_in_time(model: LocalModel, name: str) -> None:
     began, before = time.monotonic(), resident_bytes()
     with pytest.raises(RequestError, match="grammar"):
         answer(model, REFUSED[name], hot(1), max_tokens=30)

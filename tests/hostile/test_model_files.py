@@ -170,7 +170,7 @@ def test_an_old_file_cut_in_its_header_or_tensors_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("opens", [open_m, open_model])
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path, opens):
+def test_devices_pipes_and_folders_are_refused_at_once(tmp_path, opens):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert "not a regular file" in refusal(opens, pipe)

@@ -209,7 +209,7 @@ def test_a_pointer_of_git_lfs_is_called_so(folder):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_what_is_no_regular_file_is_refused_at_once(folder, name):
+def test_a_pipe_is_refused_at_once(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     assert "not a regular file" in refusal(open_model if name == "model.safetensors" else open_hf, folder)

@@ -139,7 +139,7 @@ def test_a_file_too_large_to_be_a_vocabulary_is_refused_unread(tmp_path):
     assert "a file of this kind has at most" in refusal(read_t, path)
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+def test_devices_pipes_and_folders_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path / "missing.t", tmp_path, Path("/dev/zero")):
         refusal(read_tokenizer, path)

@@ -185,7 +185,7 @@ def said(*blocks: dict[str, Any]) -> dict[str, Any]:
         ({"max_tokens": 1.5}, "max_tokens"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_in_anthropics_form(
+def test_requests_that_cannot_be_answered_are_refused_in_anthropics_form(
     client: anthropic.Anthropic, fields: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:

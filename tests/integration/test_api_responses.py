@@ -220,7 +220,7 @@ def test_the_tokens_of_a_response_have_log_probabilities(client: openai.OpenAI) 
         ({"max_output_tokens": 0}, "max_output_tokens"),
     ],
 )
-def test_what_cannot_be_answered_is_refused(api: Api, fields: dict[str, Any], words: str) -> None:
+def test_requests_that_cannot_be_answered_are_refused(api: Api, fields: dict[str, Any], words: str) -> None:
     error = api.refused("/v1/responses", **{**ASK, **fields})
     assert words in error["message"]
     assert error["type"] == "invalid_request_error"

@@ -186,7 +186,7 @@ def test_a_conversation_of_calls_and_results_continues(api: Api, client: openai.
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[1].tool_calls[0]"),
     ],
 )
-def test_what_cannot_be_called_is_refused(api: Api, fields: dict[str, Any], words: str) -> None:
+def test_tools_that_cannot_be_called_are_refused(api: Api, fields: dict[str, Any], words: str) -> None:
     error = api.refused("/v1/chat/completions", **{"messages": [USER], **fields})
     assert words in error["message"]
     assert error["type"] == "invalid_request_error"

@@ -54,7 +54,7 @@ def test_a_converted_model_runs_and_says_what_the_source_says(cli: Cli) -> None:
         assert np.abs(made.logits(tokens) - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_what_exists_is_replaced_only_by_force(cli: Cli) -> None:
+def test_an_existing_file_is_replaced_only_by_force(cli: Cli) -> None:
     (cli.folder / "kept.m").write_bytes(b"precious")
     assert "kept.m exists; --force" in cli.run_here("convert", str(cli.model), "kept.m").error(2)
     assert (cli.folder / "kept.m").read_bytes() == b"precious"
@@ -63,7 +63,7 @@ def test_what_exists_is_replaced_only_by_force(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_regular_file_is_never_replaced(cli: Cli, make: Callable[[Path], None]) -> None:
+def test_pipes_and_folders_are_never_replaced(cli: Cli, make: Callable[[Path], None]) -> None:
     taken = cli.folder / "taken.t"  # a device is such a file too, and root could replace it
     make(taken)
     before = taken.lstat()
@@ -93,7 +93,7 @@ def test_a_model_is_never_converted_onto_itself(cli: Cli) -> None:
         (["MODEL", "out.m", "--weights", "q17"], 2, "q17"),
     ],
 )
-def test_what_cannot_be_converted_is_said_and_leaves_nothing(
+def test_a_model_that_cannot_be_converted_is_refused_and_leaves_nothing(
     cli: Cli, words: list[str], code: int, reason: str
 ) -> None:
     before = sorted(cli.folder.rglob("*"))

@@ -108,7 +108,7 @@ def validate(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_what_ends_by_itself_validates_and_is_the_same_on_any_number_of_nodes(
+def test_an_answer_that_ends_by_itself_validates_and_is_the_same_on_any_number_of_nodes(
     models: dict[int, LocalModel], name: str
 ) -> None:
     n_whole = 0

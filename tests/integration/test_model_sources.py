@@ -121,7 +121,7 @@ def test_inspect_shows_what_is_in_a_file_that_is_not_run(cli: Cli) -> None:
         assert said in facts["error"]
 
 
-def test_what_was_pulled_is_a_models_name(cli: Cli, gguf: Path) -> None:
+def test_a_pulled_model_runs_by_its_name_without_the_hub(cli: Cli, gguf: Path) -> None:
     with running_hub() as hub:
         hub.repos["org/small"] = Repo({"small-Q4_0.gguf": gguf.read_bytes()}, stored={"small-Q4_0.gguf"})
         env = {

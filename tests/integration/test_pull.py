@@ -25,7 +25,7 @@ def test_a_model_is_fetched_and_its_path_is_all_that_stdout_says(puller: Puller,
     assert hub.fetched() == [GGUF]
 
 
-def test_what_will_be_fetched_is_said_before_with_its_size(puller: Puller) -> None:
+def test_the_files_to_fetch_are_named_with_their_sizes_before(puller: Puller) -> None:
     lines = puller.run("org/m:q8_0").err.splitlines()
     start = lines.index("org/m at main (01234567): 1 file, 3.0 MB")
     assert lines[start + 1] == "  m.Q8_0.gguf (3.0 MB)"
@@ -57,7 +57,7 @@ def test_huggingface_hub_finds_what_was_pulled(puller: Puller) -> None:
     assert found.splitlines() == [str(path), f"0 [{len(BIG)}]"]
 
 
-def test_what_huggingface_hub_fetched_is_not_fetched_again(puller: Puller, hub: Hub) -> None:
+def test_files_that_huggingface_hub_has_fetched_are_not_fetched_again(puller: Puller, hub: Hub) -> None:
     path = puller.python(f"from huggingface_hub import hf_hub_download as get; print(get('org/m', '{GGUF}'))")
     before = len(hub.fetched())
     assert puller.path("org/m") == Path(path)

@@ -14,7 +14,7 @@ from hub_server import COMMIT, Hub, Repo
 from puller import BIG, TAKES_S, Puller
 
 
-def test_what_was_pulled_is_listed_with_what_to_type_and_where_it_is(puller: Puller, hub: Hub) -> None:
+def test_pulled_models_are_listed_with_the_name_to_type_and_their_place(puller: Puller, hub: Hub) -> None:
     assert json_object(puller.verb("list", "--json").out) == {"models": []}
     one = puller.path("org/m:Q8_0")
     hub.repos["org/folder"] = Repo({"config.json": b"{}", "model.safetensors": b"12345"})

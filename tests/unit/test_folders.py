@@ -84,7 +84,7 @@ def test_weights_are_kept_as_they_are_stored_where_nothing_is_asked(tmp_path, va
         assert model.read("final_norm").float_type is FloatType.F32
 
 
-def test_what_lies_as_it_is_wanted_is_a_view_of_the_file(tmp_path, values):
+def test_a_tensor_of_the_wanted_type_is_a_view_of_the_file(tmp_path, values):
     with open_hf(write_hf(tmp_path / "a", TINY, values)) as model:
         data = model.read("layers.0.ffn.gate", slice(2, 9)).data
         assert not data.flags.owndata
@@ -162,7 +162,7 @@ def test_a_gguf_of_any_name_brings_its_own_tokenizer(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.gguf", "a.m", "a.t", "config.json", "tokenizer.json", "model.safetensors"])
-def test_what_git_leaves_in_place_of_a_large_file_is_called_so(tmp_path, values, name):
+def test_a_pointer_of_git_lfs_is_refused_as_one(tmp_path, values, name):
     folder = write_hf(tmp_path / "a", TINY, values)
     pointer = folder / name
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
@@ -260,7 +260,7 @@ def test_the_embedding_is_cut_by_rows_or_by_columns(tmp_path, values, axis):
         ({"max_seq_len": 1000}, 1000, None),
     ],
 )
-def test_what_params_json_does_not_say_its_generation_says(tmp_path, values, params, seq_len, factor):
+def test_numbers_that_params_json_lacks_follow_from_the_generation(tmp_path, values, params, seq_len, factor):
     given = {"max_seq_len": None} | params
     with open_meta(write_meta(tmp_path / "a", TINY, values, **given)) as model:
         assert model.spec.seq_len == seq_len

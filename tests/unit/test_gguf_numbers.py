@@ -166,7 +166,7 @@ def test_sound_files_of_other_models_are_refused_by_name(tmp_path, metadata, wor
     ("arch", "kind", "words"),
     [("llama", "adapter", "LoRA adapter"), ("clip", "mmproj", "vision projector"), ("clip", "model", "'clip'")],
 )
-def test_what_is_no_text_model_is_named_before_a_tensor_is_missed(tmp_path, arch, kind, words):
+def test_a_file_that_is_no_text_model_is_refused_by_its_kind_before_a_tensor_is_missed(tmp_path, arch, kind, words):
     path = tmp_path / "part.gguf"
     tensor = FileTensor("v.blk.0.attn_q.weight", [32, 8], 0, bytes(1024))
     path.write_bytes(gguf_bytes({"general.architecture": arch, "general.type": kind}, [tensor]))

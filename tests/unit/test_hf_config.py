@@ -138,7 +138,7 @@ def test_such_numbers_are_no_matter_where_they_change_nothing(tmp_path):
     assert spec_of(tmp_path, **neutral, rope_scaling={"rope_type": "default", "factor": 1.0}) == TINY
 
 
-def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path):
+def test_keys_that_a_config_leaves_out_have_the_defaults_of_transformers(tmp_path):
     """Defaults of transformers 5.24's configuration classes."""
     large = tiny_spec(dim=256, n_heads=32, n_kv_heads=8, seq_len=8192)
 
@@ -242,7 +242,7 @@ def test_the_activation_is_one_that_is_computed_alike(tmp_path):
         ({"vocab_size": "absent"}, "vocab_size, which this model needs, is missing"),
     ],
 )
-def test_what_is_not_run_or_makes_no_sense_is_refused(tmp_path, keys, words):
+def test_settings_that_are_not_run_or_make_no_sense_are_refused(tmp_path, keys, words):
     assert words.format(path=tmp_path / "config.json") in refusal(tmp_path, **keys)
 
 

@@ -96,6 +96,6 @@ def test_the_text_part_of_a_gemma_3_with_images_has_the_defaults_of_its_own_type
         ),
     ],
 )
-def test_what_a_gemma_does_not_do_is_refused_by_name(tmp_path, keys, words):
+def test_settings_that_a_gemma_does_not_have_are_refused_by_name(tmp_path, keys, words):
     with pytest.raises(FormatError, match=words):
         gemma3(tmp_path, **({"pattern": keys["sliding_window_pattern"]} if "sliding_window_pattern" in keys else keys))

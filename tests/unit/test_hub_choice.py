@@ -200,7 +200,7 @@ def test_a_name_is_read(text: str, name: ModelName) -> None:
         "org/m:" + "x" * 1025,
     ],
 )
-def test_what_is_no_name_is_refused(text: str) -> None:
+def test_texts_that_are_no_names_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"is not the name of a hub's model|has no file after the colon"):
         ModelName.parse(text)
 

@@ -89,7 +89,7 @@ def test_a_file_without_weight_type_gets_it_from_its_size(tmp_path, header, floa
         {"rope": Rope(500000.0, "interleaved", RopeScaling(32.0, 1.0, 4.0, 8192))},
     ],
 )
-def test_what_was_written_reads_back_the_same(tmp_path, weight_type, overrides):
+def test_a_written_model_reads_back_the_same(tmp_path, weight_type, overrides):
     spec = tiny_spec(weight_type=weight_type, **overrides)
     with write_tiny_model(tmp_path / "a.m", spec, seed=3) as model:
         assert model.spec == spec

@@ -151,7 +151,7 @@ def test_every_architecture_reads_back_as_it_was_written(tmp_path, weight_type, 
         ({"window_rope": Rope(factors=(2.0,) * 8)}, "cannot hold a scaling of RoPE in the layers with a window"),
     ],
 )
-def test_what_a_header_would_say_otherwise_is_not_written(tmp_path, overrides, words):
+def test_a_spec_that_a_header_cannot_express_is_not_written(tmp_path, overrides, words):
     with pytest.raises(FormatError, match=words):
         write_tiny_model(tmp_path / "a.m", tiny_spec(**overrides))
     assert not list(tmp_path.iterdir())

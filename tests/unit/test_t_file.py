@@ -75,7 +75,7 @@ def test_byte_pieces_are_raw_bytes_however_the_converter_wrote_them(tmp_path, wr
     assert read_t(path).pieces == [*head, *raw, *tail]
 
 
-def test_what_was_written_reads_back_the_same(tmp_path):
+def test_a_written_vocabulary_reads_back_the_same(tmp_path):
     path = tmp_path / "a.t"
     data = replace(
         tiny_tokenizer_data(), eos_ids=(2, 7), add_bos=False, chat_template="{{ 'ünï' }}\n", source=str(path)

@@ -108,7 +108,7 @@ def test_a_file_that_puts_several_tokens_before_a_text_is_doubted():
     assert source("llama3.json").mismatch_warning(tiny_spec(vocab_size=1000)) == ""
 
 
-def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
+def test_truncation_and_padding_of_the_training_do_not_change_a_prompt(tmp_path):
     for case in ("truncation", "padding"):
         tokenizer = read_tokenizer(write_folder(tmp_path / case, case))
         for text in ("abc", "x y " * 40):

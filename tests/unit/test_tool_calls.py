@@ -174,7 +174,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_only_looks_like_a_call_stays_text(name):
+def test_text_that_only_looks_like_a_call_stays_text(name):
     family, text = TEXTS[name]
     assert parsed(text, TEMPLATES[family], tools=TOOLS) == {"content": text}
 
