@@ -9,13 +9,13 @@ from pathlib import Path
 
 from dllama_zmq.errors import UnsupportedModel, UsageError
 from dllama_zmq.formats.contents import contents_of
-from dllama_zmq.formats.gguf import gguf_metadata, open_gguf
-from dllama_zmq.formats.hf import open_hf
+from dllama_zmq.formats.gguf.model import gguf_metadata, open_gguf
+from dllama_zmq.formats.hf.model import open_hf
 from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, is_gguf, only_file_of, refuse_text
 from dllama_zmq.formats.m_file import open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
 from dllama_zmq.formats.m_keys import M_MAGICS
-from dllama_zmq.formats.meta import open_meta
+from dllama_zmq.formats.meta.model import open_meta
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.t_file import read_t, write_t
 from dllama_zmq.formats.tokenizers import read_tokenizer

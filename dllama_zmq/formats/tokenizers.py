@@ -19,7 +19,7 @@ from typing import Any
 
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats.files import check_replaceable, read_json, read_whole, replace_file
-from dllama_zmq.formats.gguf import gguf_metadata, gguf_tokenizer
+from dllama_zmq.formats.gguf.model import gguf_metadata, gguf_tokenizer
 from dllama_zmq.formats.kinds import MODEL_CONFIGS, first_bytes, is_gguf, model_files, only_file_of, refuse_text
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer

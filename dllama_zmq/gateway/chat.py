@@ -190,12 +190,12 @@ async def _whole(answer: Answer) -> ChatReply:
         for index, one in enumerate(await collected(answer))
     ]
     usage, timings = Usage.of([answer.tally]), Timings.of(answer.tally)
-    return ChatReply(new_id("chatcmpl"), answer.created, answer.model, choices, usage, timings)
+    return ChatReply(new_id("chatcmpl-"), answer.created, answer.model, choices, usage, timings)
 
 
 async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     """The chunks: role, deltas, finish reason, the usage if it was requested, and [DONE]."""
-    identity, tally = new_id("chatcmpl"), answer.tally
+    identity, tally = new_id("chatcmpl-"), answer.tally
 
     def chunk(*choices: ChunkChoice, **more: Any) -> bytes:
         return event(ChatChunk(identity, answer.created, answer.model, list(choices), **more))

@@ -41,7 +41,7 @@ async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
         answer_events(service, call.user, request, lambda prompt_end: PlainText(), tally)
         for request, tally in zip(requests, tallies, strict=True)
     ]
-    head = CompletionReply(new_id("cmpl"), int(time.time()), model.name, [])
+    head = CompletionReply(new_id("cmpl-"), int(time.time()), model.name, [])
     if body.stream:
         return Stream(_chunks(_merged(events), head, tallies, body, echoes))
     answers = [Collected() for _ in range(n * len(prompts))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -33,25 +33,18 @@ class Mailbox:
 
     def __init__(self, is_open: bool) -> None:
         self.open = is_open
-        self._messages: deque[Message] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
 
     def put(self, message: Message) -> None:
-        self._messages.append(message)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._messages.put_nowait(message)
 
     async def get(self, wait_s: float) -> Message:
         """The next message. Raises RootLost if none arrives within `wait_s`, or the error that the front reports."""
-        if not self._messages:
-            self._waiter = asyncio.get_running_loop().create_future()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._waiter
-            self._waiter = None
-            if not self._messages:
-                raise RootLost(f"no message from the root for {wait_s:.0f} s: it is in a long step, or stuck")
-        message = self._messages.popleft()
+        try:
+            async with asyncio.timeout(wait_s):
+                message = await self._messages.get()
+        except TimeoutError:
+            raise RootLost(f"no message from the root for {wait_s:.0f} s: it is in a long step, or stuck") from None
         if isinstance(message, Error):
             self.open = False
             raise as_error(message.kind, message.text)

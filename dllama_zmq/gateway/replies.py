@@ -216,10 +216,5 @@ class CompletionReply(Struct):
 
 
 def new_id(prefix: str) -> str:
-    """A new identifier, such as chatcmpl-…"""
-    return f"{prefix}-{secrets.token_hex(16)}"
-
-
-def item_id(prefix: str) -> str:
-    """A new identifier in the form of responses and messages, such as msg_…"""
-    return f"{prefix}_{secrets.token_hex(16)}"
+    """A new identifier, such as chatcmpl-…, or msg_… in responses and messages."""
+    return prefix + secrets.token_hex(16)

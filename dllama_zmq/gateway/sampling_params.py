@@ -9,7 +9,7 @@ from dllama_zmq.api_config import ApiLimits
 from dllama_zmq.bus.client_messages import Generate
 from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.gateway.problems import Problem
-from dllama_zmq.gateway.requests import Options
+from dllama_zmq.gateway.requests import Options, StructuredOutputs
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.stop_strings import MAX_STOP_CHARACTERS
@@ -89,7 +89,7 @@ def grammar_of(options: Options) -> Grammar | None:
 
 
 def _grammars(options: Options) -> list[Grammar | None]:
-    structured = options.structured_outputs
+    structured = options.structured_outputs or StructuredOutputs()
     return [
         _of_format(options),
         _text("gbnf", options.grammar),
@@ -98,17 +98,11 @@ def _grammars(options: Options) -> list[Grammar | None]:
         _text("regex", options.guided_regex),
         _choice("guided_choice", options.guided_choice),
         _text("lark", options.guided_grammar),
-        *(
-            [
-                _schema(structured.json),
-                _text("regex", structured.regex),
-                _choice("structured_outputs.choice", structured.choice),
-                _text("lark", structured.grammar),
-                Grammar("json_object") if structured.json_object else None,
-            ]
-            if structured is not None
-            else []
-        ),
+        _schema(structured.json),
+        _text("regex", structured.regex),
+        _choice("structured_outputs.choice", structured.choice),
+        _text("lark", structured.grammar),
+        Grammar("json_object") if structured.json_object else None,
     ]
 
 

@@ -34,7 +34,7 @@ from dllama_zmq.gateway.messages.replies import (
     event,
 )
 from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest, as_chat
-from dllama_zmq.gateway.replies import item_id
+from dllama_zmq.gateway.replies import new_id
 
 ERRORS = ErrorForm(ErrorReply.of, lambda problem: event(ErrorReply.of(problem)), ErrorReply)
 
@@ -47,7 +47,7 @@ async def messages(call: Call[MessagesRequest]) -> Reply | Stream:
     (whole,) = await collected(answer)
     end = Stopped.of(whole.reason, whole.stop)
     usage, blocks = Usage.of(answer.tally), _blocks(whole)
-    return Reply(MessageReply(item_id("msg"), answer.model, blocks, end.stop_reason, usage, end.stop_sequence))
+    return Reply(MessageReply(new_id("msg_"), answer.model, blocks, end.stop_reason, usage, end.stop_sequence))
 
 
 async def count_tokens(call: Call[CountRequest]) -> Reply:
@@ -76,7 +76,7 @@ async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
     async with aclosing(answer.events) as events:
         async for one in events:
             if isinstance(one, Started):
-                begun = MessageReply(item_id("msg"), answer.model, [], None, Usage.of(tally))
+                begun = MessageReply(new_id("msg_"), answer.model, [], None, Usage.of(tally))
                 yield event(MessageStart(begun))
             elif isinstance(one, Output):
                 for delta in one.deltas:

@@ -9,7 +9,7 @@ from msgspec import json
 
 from dllama_zmq.chat import Delta
 from dllama_zmq.gateway.problems import Problem
-from dllama_zmq.gateway.replies import TokenLogprob, item_id
+from dllama_zmq.gateway.replies import TokenLogprob, new_id
 from dllama_zmq.gateway.responses.replies import (
     CallItem,
     MessageItem,
@@ -42,13 +42,13 @@ class Items:
         added = b""
         if delta.tool is not None:
             if delta.tool.id:
-                added = self._add(CallItem(item_id("fc"), delta.tool.id, delta.tool.name))
+                added = self._add(CallItem(new_id("fc_"), delta.tool.id, delta.tool.name))
             assert isinstance(self._open, CallItem)
             self._open.arguments += delta.tool.arguments
             return added + self._grow("function_call_arguments.delta", delta=delta.tool.arguments)
-        kind, prefix = (ReasoningItem, "rs") if delta.reasoning else (MessageItem, "msg")
+        kind, prefix = (ReasoningItem, "rs_") if delta.reasoning else (MessageItem, "msg_")
         if not isinstance(self._open, kind):
-            added = self._add(kind(item_id(prefix)))
+            added = self._add(kind(new_id(prefix)))
         assert isinstance(self._open, ReasoningItem | MessageItem)
         part, text = self._open.content[0], delta.reasoning or delta.content
         part.text += text

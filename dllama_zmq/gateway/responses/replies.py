@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from dllama_zmq.gateway.metrics import Tally
-from dllama_zmq.gateway.replies import TokenLogprob, item_id
+from dllama_zmq.gateway.replies import TokenLogprob, new_id
 from dllama_zmq.gateway.responses.requests import FunctionTool, Reasoning, ResponsesRequest, TextFormat, ToolChoice
 
 
@@ -124,7 +124,7 @@ def response_to(body: ResponsesRequest, model: str, created: int) -> ResponseRep
     """A response at its start."""
     form = body.text.format if body.text is not None else None
     return ResponseReply(
-        id=item_id("resp"),
+        id=new_id("resp_"),
         created_at=created,
         model=model,
         instructions=body.instructions,
