@@ -65,6 +65,11 @@ def event(body: object) -> bytes:
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
+def named_event(kind: str, **fields: object) -> bytes:
+    """A server-sent event of responses and messages: `kind` is its name, and the type in its data."""
+    return b"event: " + kind.encode() + b"\n" + event({"type": kind, **fields})
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
     """How an API reports errors: as a body, which has the type `gives`, and as an event of a stream."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -143,18 +142,14 @@ class Links:
     def __init__(self, front: str) -> None:
         self._front = front
         self._context = sockets.Context()
-        self._links: OrderedDict[str, Link] = OrderedDict()
+        self._links: dict[str, Link] = {}
 
     def of(self, user: str) -> Link:
         """The user's connection."""
-        link = self._links.get(user)
-        if link is not None and link.lost:
-            del self._links[user]
-            link = None
-        if link is None:
+        link = self._links.pop(user, None)
+        if link is None or link.lost:
             link = self._room() or Link(self._context, self._front)
-            self._links[user] = link
-        self._links.move_to_end(user)
+        self._links[user] = link  # as the last: the first is the least recently used one
         return link
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
-"""The answers of /v1/messages: a message of blocks, the events of a stream, and errors."""
+"""The answers of /v1/messages: a message of blocks, and errors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Struct, field, json
+from msgspec import Struct, field
 
 from dllama_zmq.gateway.metrics import Tally
 from dllama_zmq.gateway.problems import Problem
@@ -75,40 +75,6 @@ class CountReply(Struct):
     input_tokens: int
 
 
-class MessageStart(Struct, tag_field="type", tag="message_start"):
-    message: MessageReply
-
-
-class BlockStart(Struct, tag_field="type", tag="content_block_start"):
-    index: int
-    content_block: AnswerBlock
-
-
-class TextDelta(Struct, tag_field="type", tag="text_delta"):
-    text: str
-
-
-class ThinkingDelta(Struct, tag_field="type", tag="thinking_delta"):
-    thinking: str
-
-
-class SignatureDelta(Struct, tag_field="type", tag="signature_delta"):
-    signature: str = ""
-
-
-class InputDelta(Struct, tag_field="type", tag="input_json_delta"):
-    partial_json: str
-
-
-class BlockDelta(Struct, tag_field="type", tag="content_block_delta"):
-    index: int
-    delta: TextDelta | ThinkingDelta | SignatureDelta | InputDelta
-
-
-class BlockStop(Struct, tag_field="type", tag="content_block_stop"):
-    index: int
-
-
 class Stopped(Struct):
     """Why a message ended. stop_sequence: the stop sequence that ended it."""
 
@@ -123,22 +89,13 @@ class Stopped(Struct):
         return cls(_STOP_REASONS[reason])
 
 
-class MessageDelta(Struct, tag_field="type", tag="message_delta"):
-    delta: Stopped
-    usage: Usage
-
-
-class MessageStop(Struct, tag_field="type", tag="message_stop"):
-    pass
-
-
 class ErrorBody(Struct):
     type: str
     message: str
 
 
 class ErrorReply(Struct, tag_field="type", tag="error"):
-    """An error, as a body or as an event."""
+    """The body of an error."""
 
     error: ErrorBody
 
@@ -146,8 +103,3 @@ class ErrorReply(Struct, tag_field="type", tag="error"):
     def of(cls, problem: Problem) -> ErrorReply:
         """The problem in Anthropic's form."""
         return cls(ErrorBody(_ERRORS.get(problem.status, "api_error"), str(problem)))
-
-
-def event(body: Struct) -> bytes:
-    """A server-sent event with the name of its type."""
-    return b"event: " + str(body.__struct_config__.tag).encode() + b"\ndata: " + json.encode(body) + b"\n\n"

@@ -10,33 +10,22 @@ from dllama_zmq.bus.client_messages import Started
 from dllama_zmq.chat import Delta
 from dllama_zmq.gateway.answer_stream import End, Output
 from dllama_zmq.gateway.chat import Answer, Collected, answer_of, collected, n_prompt_tokens
-from dllama_zmq.gateway.endpoint import Call, ErrorForm, Reply, Stream
+from dllama_zmq.gateway.endpoint import Call, ErrorForm, Reply, Stream, named_event
 from dllama_zmq.gateway.messages.replies import (
     AnswerBlock,
-    BlockDelta,
-    BlockStart,
-    BlockStop,
     CountReply,
     ErrorReply,
-    InputDelta,
-    MessageDelta,
     MessageReply,
-    MessageStart,
-    MessageStop,
-    SignatureDelta,
     Stopped,
     TextBlock,
-    TextDelta,
     ThinkingBlock,
-    ThinkingDelta,
     ToolUseBlock,
     Usage,
-    event,
 )
 from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest, as_chat
 from dllama_zmq.gateway.replies import new_id
 
-ERRORS = ErrorForm(ErrorReply.of, lambda problem: event(ErrorReply.of(problem)), ErrorReply)
+ERRORS = ErrorForm(ErrorReply.of, lambda problem: named_event("error", error=ErrorReply.of(problem).error), ErrorReply)
 
 
 async def messages(call: Call[MessagesRequest]) -> Reply | Stream:
@@ -77,14 +66,14 @@ async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
         async for one in events:
             if isinstance(one, Started):
                 begun = MessageReply(new_id("msg_"), answer.model, [], None, Usage.of(tally))
-                yield event(MessageStart(begun))
+                yield named_event("message_start", message=begun)
             elif isinstance(one, Output):
                 for delta in one.deltas:
                     yield blocks.take(delta)
             elif isinstance(one, End):
                 yield blocks.stop()
-                yield event(MessageDelta(Stopped.of(one.reason, one.stop), Usage.of(tally)))
-                yield event(MessageStop())
+                end = Stopped.of(one.reason, one.stop)
+                yield named_event("message_delta", delta=end, usage=Usage.of(tally)) + named_event("message_stop")
 
 
 class _Blocks:
@@ -99,27 +88,28 @@ class _Blocks:
         events = b""
         if delta.tool is not None:
             if delta.tool.id:
-                events += self._start(ToolUseBlock(delta.tool.id, delta.tool.name))
-            new: TextDelta | ThinkingDelta | InputDelta = InputDelta(delta.tool.arguments)
-        elif delta.reasoning:
+                events = self._start(ToolUseBlock(delta.tool.id, delta.tool.name))
+            return events + self._grow("input_json_delta", partial_json=delta.tool.arguments)
+        if delta.reasoning:
             if not isinstance(self._open, ThinkingBlock):
-                events += self._start(ThinkingBlock())
-            new = ThinkingDelta(delta.reasoning)
-        else:
-            if not isinstance(self._open, TextBlock):
-                events += self._start(TextBlock())
-            new = TextDelta(delta.content)
-        return events + event(BlockDelta(self._index, new))
+                events = self._start(ThinkingBlock())
+            return events + self._grow("thinking_delta", thinking=delta.reasoning)
+        if not isinstance(self._open, TextBlock):
+            events = self._start(TextBlock())
+        return events + self._grow("text_delta", text=delta.content)
 
     def stop(self) -> bytes:
         """The end of the open block, if there is one."""
         if self._open is None:
             return b""
-        events = event(BlockDelta(self._index, SignatureDelta())) if isinstance(self._open, ThinkingBlock) else b""
+        events = self._grow("signature_delta", signature="") if isinstance(self._open, ThinkingBlock) else b""
         self._open = None
-        return events + event(BlockStop(self._index))
+        return events + named_event("content_block_stop", index=self._index)
 
     def _start(self, block: AnswerBlock) -> bytes:
         events = self.stop()
         self._index, self._open = self._index + 1, block
-        return events + event(BlockStart(self._index, block))
+        return events + named_event("content_block_start", index=self._index, content_block=block)
+
+    def _grow(self, kind: str, **fields: str) -> bytes:
+        return named_event("content_block_delta", index=self._index, delta={"type": kind, **fields})

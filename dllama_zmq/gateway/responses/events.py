@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import json
-
 from dllama_zmq.chat import Delta
+from dllama_zmq.gateway.endpoint import named_event
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.replies import TokenLogprob, new_id
 from dllama_zmq.gateway.responses.replies import (
@@ -94,5 +93,4 @@ class Items:
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._number += 1
-        data = json.encode({"type": kind, "sequence_number": self._number, **fields})
-        return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+        return named_event(kind, sequence_number=self._number, **fields)
