@@ -100,9 +100,7 @@ def text_of(parts: str | Sequence[Part], where: str) -> str:
     for place, part in enumerate(parts):
         text = part.refusal if part.type == "refusal" else part.text
         if part.type not in _TEXT_PARTS or text is None:
-            raise Problem(
-                400, f"{where}[{place}]: a part of type {part.type!r:.40}; this server reads only text", where
-            )
+            raise Problem(400, f"{where}[{place}]: a part of type {part.type:.40}; this server reads only text", where)
         texts.append(text)
     return "".join(texts)
 
