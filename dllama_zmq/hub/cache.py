@@ -101,28 +101,28 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE).absolute()
 
 
-def find_cached(name: ModelName, revision: str) -> tuple[Path, Choice]:
+def find_cached(name: ModelName, revision: str, advice: str) -> tuple[Path, Choice]:
     """The snapshot with all files of `name`, and these files.
 
-    Raises UsageError if one is missing, SeveralModels if several models have that name.
+    Raises UsageError, which ends with `advice`, if one is missing; SeveralModels if several models have that name.
     """
     cache = RepoCache.of(name.repo)
     commit = cache.commit_of(revision)
     names = cache.names(commit) if commit else []
-    if commit is None or not names:
-        raise UsageError(f"{name} is not in the cache {cache.folder.parent}")
-    return cache.snapshot(commit), choose(names, name, f"the cache of {name.repo}")
+    try:
+        if commit is None or not names:
+            raise UsageError(f"{name} is not in the cache {cache.folder.parent}")
+        return cache.snapshot(commit), choose(names, name, f"the cache of {name.repo}")
+    except SeveralModels:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{error}; {advice}") from error
 
 
 def find_offline(name: ModelName, revision: str) -> tuple[Path, Choice]:
     """As `find_cached`, for a command that needs the model: the UsageError names the command that fetches it."""
-    try:
-        return find_cached(name, revision)
-    except SeveralModels:
-        raise
-    except UsageError as error:
-        at = "" if revision == "main" else f" --revision {revision}"
-        raise UsageError(f"{error}; `dllama-zmq pull {name}{at}` fetches it") from error
+    at = "" if revision == "main" else f" --revision {revision}"
+    return find_cached(name, revision, f"`dllama-zmq pull {name}{at}` fetches it")
 
 
 def find_pulled(name: str) -> Path:

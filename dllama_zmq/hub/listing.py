@@ -31,17 +31,10 @@ class HubFile:
     hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A repository at one commit."""
+def list_repo(repo: str, revision: str, on_wait: Callable[[str], None]) -> tuple[str, dict[str, HubFile]]:
+    """The commit of `repo` at `revision`, and its files by name, in one request.
 
-    repo: str
-    commit: str
-    files: dict[str, HubFile]
-
-
-def list_repo(repo: str, revision: str, on_wait: Callable[[str], None] = lambda text: None) -> Listing:
-    """List `repo` at `revision`, in one request. `on_wait` is called with the reason of every wait.
+    on_wait: called with the reason of every wait.
 
     Raises HubError if the hub does not answer, or not as a hub; UsageError if there is no such repository.
     """
@@ -63,7 +56,7 @@ def list_repo(repo: str, revision: str, on_wait: Callable[[str], None] = lambda 
             ) from error
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise HubError(f"{endpoint()} gives no commit of {repo}; check that HF_ENDPOINT is a Hugging Face hub")
-    return Listing(repo, commit, {name: _checked(repo, name, *entry) for name, *entry in entries})
+    return commit, {name: _checked(repo, name, *entry) for name, *entry in entries}
 
 
 def _model_info(repo: str, revision: str, rate_limit: RateLimitWait) -> ModelInfo:

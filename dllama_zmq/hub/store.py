@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.hub.cache import RepoCache, cache_folder, find_cached
-from dllama_zmq.hub.choice import SeveralModels, all_models
+from dllama_zmq.hub.cache import RepoCache, cache_folder, find_cached, find_offline
+from dllama_zmq.hub.choice import all_models
 from dllama_zmq.hub.http import load_settings
 from dllama_zmq.hub.name import ModelName
 
@@ -62,7 +62,7 @@ def find_by_name(text: str) -> ModelName | None:
 
 def _is_whole(name: ModelName) -> bool:
     try:
-        find_cached(name, "main")
+        find_offline(name, "main")
     except UsageError:
         return False
     return True
@@ -97,12 +97,7 @@ def plan_removal(name: ModelName) -> Removal:
 
     A repository without another model goes with all its revisions. Raises UsageError if the model is not in the cache.
     """
-    try:
-        snapshot, choice = find_cached(name, "main")
-    except SeveralModels:
-        raise
-    except UsageError as error:
-        raise UsageError(f"{error}; `dllama-zmq list` shows what can be removed") from error
+    snapshot, choice = find_cached(name, "main", "`dllama-zmq list` shows what can be removed")
     names = RepoCache.of(name.repo).names(snapshot.name)
     others = [other for other in all_models(names, name.repo).values() if other.model != choice.model]
     if not others:
