@@ -6,7 +6,7 @@ Every number of a header is bounded before it is used, and none decides how much
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from dllama_zmq.formats.m_keys import (
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import MAX_HEAD_DIM, Architecture, FloatType, ModelSpec, Rope, RopeScaling, TensorSpec
 
+_POSITIVE = range(1, 1 << 31)
+
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
@@ -50,6 +52,13 @@ class _Pairs:
                 f"Convert the model again."
             )
         return default
+
+    def checked(self, key: Key, allowed: Container[int], expected: str, default: int | None = None) -> int:
+        """As `get`. Raises FormatError if the value is not one of `allowed`."""
+        value = self.get(key, default)
+        if value not in allowed:
+            raise self.wrong(key, expected)
+        return value
 
     def wrong(self, key: Key, expected: str, kind: type[FormatError] = FormatError) -> FormatError:
         """The error for a wrong value."""
@@ -232,20 +241,12 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
         raise pairs.wrong(Key.N_HEADS, f"it does not divide dim, {dim}, and there is no head_dim (key 19).")
     else:
         head_dim = dim // n_heads
-    eps = pairs.get(Key.NORM_EPSILON, 5)
-    if eps not in NORM_EPSILON:
-        raise pairs.wrong(Key.NORM_EPSILON, "expected 5 for 1e-05 or 6 for 1e-06.")
-    act = pairs.get(Key.HIDDEN_ACT, SILU)
-    if act not in (GELU, SILU):
-        raise pairs.wrong(Key.HIDDEN_ACT, f"expected {GELU} (GELU) or {SILU} (SiLU).")
-    norm_topk = pairs.get(Key.NORM_TOPK, 1)
-    if norm_topk not in (0, 1):
-        raise pairs.wrong(Key.NORM_TOPK, "expected 0 or 1.")
+    eps = pairs.checked(Key.NORM_EPSILON, NORM_EPSILON, "expected 5 for 1e-05 or 6 for 1e-06.", 5)
+    act = pairs.checked(Key.HIDDEN_ACT, (GELU, SILU), f"expected {GELU} (GELU) or {SILU} (SiLU).", SILU)
+    norm_topk = pairs.checked(Key.NORM_TOPK, (0, 1), "expected 0 or 1.", 1)
     # Without this key the type follows later from the file's size; until then F32, which fits any width.
-    weight_type = pairs.get(Key.WEIGHTS_FLOAT_TYPE, 0)
-    if weight_type not in M_TYPES:
-        known = ", ".join(f"{t.value} {t.name}" for t in M_TYPES)
-        raise pairs.wrong(Key.WEIGHTS_FLOAT_TYPE, f"expected one of {known}.")
+    known = ", ".join(f"{t.value} {t.name}" for t in M_TYPES)
+    weight_type = pairs.checked(Key.WEIGHTS_FLOAT_TYPE, M_TYPES, f"expected one of {known}.", 0)
     rope = _rope(pairs, dialect.rope == "half", head_dim)
     window_theta = pairs.values.get(Key.WINDOW_ROPE_THETA)
     return ModelSpec(
@@ -275,12 +276,10 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
 
 def _rope(pairs: _Pairs, half: bool, head_dim: int) -> Rope:
     """RoPE of the file. Half layout, without Llama 3.1's scaling, if `half` or for rope_type FALCON."""
-    theta, rope_type = pairs.get(Key.ROPE_THETA, 10000), pairs.get(Key.ROPE_TYPE, ROPE_LLAMA)
-    if rope_type not in (ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1):
-        raise pairs.wrong(Key.ROPE_TYPE, "expected 0 (Llama), 1 (Falcon) or 2 (Llama 3.1).")
-    factor = pairs.get(Key.ROPE_SCALING_FACTOR, 1)
-    if factor < 1:
-        raise pairs.wrong(Key.ROPE_SCALING_FACTOR, "expected 1 (no scaling) or more.")
+    types = (ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1)
+    rope_type = pairs.checked(Key.ROPE_TYPE, types, "expected 0 (Llama), 1 (Falcon) or 2 (Llama 3.1).", ROPE_LLAMA)
+    theta = pairs.get(Key.ROPE_THETA, 10000)
+    factor = pairs.checked(Key.ROPE_SCALING_FACTOR, _POSITIVE, "expected 1 (no scaling) or more.", 1)
     linear = pairs.values.get(Key.ROPE_LINEAR_FACTOR)
     if linear is not None and linear < 1:
         raise pairs.wrong(Key.ROPE_LINEAR_FACTOR, "expected 1 or more.")
@@ -291,14 +290,11 @@ def _rope(pairs: _Pairs, half: bool, head_dim: int) -> Rope:
         return Rope(float(theta), factors=factors)
     if factors:
         raise pairs.wrong(Key.ROPE_LINEAR_FACTOR, "but there is Llama 3.1's scaling too (key 14).")
-    low, high = pairs.get(Key.ROPE_SCALING_LOW_FREQ_FACTOR), pairs.get(Key.ROPE_SCALING_HIGH_FREQ_FACTOR)
-    original = pairs.get(Key.ROPE_SCALING_ORIG_MAX_SEQ_LEN)
-    if low < 1:
-        raise pairs.wrong(Key.ROPE_SCALING_LOW_FREQ_FACTOR, "expected 1 or more.")
-    if high <= low:
-        raise pairs.wrong(Key.ROPE_SCALING_HIGH_FREQ_FACTOR, f"expected more than the low factor, which is {low}.")
-    if original < 1:
-        raise pairs.wrong(Key.ROPE_SCALING_ORIG_MAX_SEQ_LEN, "expected a number of tokens.")
+    low = pairs.checked(Key.ROPE_SCALING_LOW_FREQ_FACTOR, _POSITIVE, "expected 1 or more.")
+    above = range(low + 1, _POSITIVE.stop)
+    expected = f"expected more than the low factor, which is {low}."
+    high = pairs.checked(Key.ROPE_SCALING_HIGH_FREQ_FACTOR, above, expected)
+    original = pairs.checked(Key.ROPE_SCALING_ORIG_MAX_SEQ_LEN, _POSITIVE, "expected a number of tokens.")
     return Rope(float(theta), "interleaved", RopeScaling(float(factor), float(low), float(high), original))
 
 
