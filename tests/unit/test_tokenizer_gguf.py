@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tokenizers
+from gguf_writer import FileTensor, Typed, gguf_bytes
 from tiny import tiny_spec
 from tokenizer_folders import TEXTS as FOLDER_TEXTS
 from tokenizer_folders import write_folder
@@ -11,7 +12,7 @@ from tokenizer_sources import TEXTS, as_gguf, digests, llama_gguf, plain, with_t
 from tokenizers_of import of_gguf
 
 from dllama_zmq.errors import UnsupportedModel
-from dllama_zmq.formats import read_tokenizer
+from dllama_zmq.formats import open_model, read_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,18 @@ def test_an_unknown_pre_tokenizer_or_kind_is_refused_by_name():
         of_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.pre": "kilo"}, "a.gguf")
     with pytest.raises(UnsupportedModel, match=r"tokenizer\.ggml\.model is 't5'; this version reads llama .* and gpt2"):
         of_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.model": "t5"}, "a.gguf")
+
+
+def test_a_file_whose_weights_are_not_read_has_a_tokenizer(tmp_path):
+    path = tmp_path / "a.gguf"
+    weights = FileTensor("token_embd.weight", [256, 4], 16, bytes(4 * 66))  # IQ2_XXS
+    words = as_gguf("gpt2.json")
+    kinds = {"tokenizer.ggml.token_type": Typed("i32", words["tokenizer.ggml.token_type"])}
+    path.write_bytes(gguf_bytes({"general.architecture": "llama"} | words | kinds, [weights]))
+    with pytest.raises(UnsupportedModel, match="is of type IQ2_XXS, which this version does not read"):
+        open_model(path)
+    tokenizer = read_tokenizer(path)
+    assert tokenizer.encode("the cat") == of_gguf(words).encode("the cat")
 
 
 def test_a_gguf_s_user_defined_tokens_cut_a_text_as_those_of_a_folder_do(tmp_path):
