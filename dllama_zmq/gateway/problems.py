@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 RETRY_S = 2
 """Seconds after which a request may be tried again that came while nodes were missing or loading."""
 _BUSY_S = 1
-_TYPES = {
+TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -34,6 +34,7 @@ _TYPES = {
     500: "server_error",
     503: "unavailable_error",
 }
+"""The type of an error by its status."""
 
 
 class ErrorBody(msgspec.Struct):
@@ -61,7 +62,7 @@ class Problem(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.param = status, param
-        self.kind = kind or _TYPES[status]
+        self.kind = kind or TYPES[status]
         self.retry_s = retry_s
         self.numbers: tuple[int, int] | None = None
 

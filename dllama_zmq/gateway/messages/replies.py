@@ -7,19 +7,9 @@ from typing import Any
 from msgspec import Struct, field
 
 from dllama_zmq.gateway.metrics import Tally
-from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.problems import TYPES, Problem
 
-_ERRORS = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    408: "invalid_request_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
+_ERRORS = TYPES | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -102,4 +92,4 @@ class ErrorReply(Struct, tag_field="type", tag="error"):
     @classmethod
     def of(cls, problem: Problem) -> ErrorReply:
         """The problem in Anthropic's form."""
-        return cls(ErrorBody(_ERRORS.get(problem.status, "api_error"), str(problem)))
+        return cls(ErrorBody(_ERRORS[problem.status], str(problem)))
