@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -63,15 +64,13 @@ def sentencepiece_library(model: bytes, source: str) -> Any:
     return processor
 
 
-def byte_level_encoder(
-    ids: dict[str, int], merges: list[Merge], pre: PreTokenizer, source: str, whole: bool | None = None
-) -> Encoder:
+def byte_level_encoder(ids: dict[str, int], merges: list[Merge], pre: PreTokenizer, source: str) -> Encoder:
     """A byte-level BPE encoder. `ids` has the pieces that text can become; `merges` are in order of rank.
 
-    Pieces are in byte-level encoding. whole: a split piece that is a token is not merged; None: as in `pre`.
+    Pieces are in byte-level encoding.
     """
     with library_errors(FormatError, f"{source}: the tokenizers library refuses this vocabulary", "."):
-        bpe = models.BPE(vocab=ids, merges=merges, ignore_merges=pre.whole if whole is None else whole)
+        bpe = models.BPE(vocab=ids, merges=merges, ignore_merges=pre.whole)
     tokenizer = tokenizers.Tokenizer(bpe)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -137,19 +136,21 @@ def with_names(encode: Encoder, names: Mapping[str, int], inside: Encoder | None
     return encode_marked
 
 
-def rank_merges(ranks: Mapping[str, int]) -> tuple[list[Merge], bool]:
-    """The merges of a vocabulary in byte-level encoding with ids as ranks, and whether they reach every token.
+def rank_encoder(ranks: Mapping[bytes, int], pre: PreTokenizer, source: str) -> Encoder:
+    """A byte-level BPE encoder of a vocabulary with ids as ranks.
 
-    All splits of a token into two lower-ranked tokens are listed. This is equivalent to tiktoken: when a rank is
-    applied, all lower ranks have been, so only the split that they lead to can still occur in the text.
+    All splits of a token into two lower-ranked tokens are merges. This is equivalent to tiktoken: when a rank is
+    applied, all lower ranks have been, so only the split that they lead to can still occur in the text. If there is a
+    token that no merge reaches, a split piece that is a token is not merged.
     """
+    ids = {to_chars(piece): rank for piece, rank in ranks.items()}
     merges: list[Merge] = []
-    reached = True
-    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
+    for piece, rank in sorted(ids.items(), key=lambda item: item[1]):
         n_before = len(merges)
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
-            if ranks.get(left, rank) < rank and ranks.get(right, rank) < rank:
+            if ids.get(left, rank) < rank and ids.get(right, rank) < rank:
                 merges.append((left, right))
-        reached &= len(piece) == 1 or len(merges) > n_before
-    return merges, reached
+        if len(piece) > 1 and len(merges) == n_before:
+            pre = replace(pre, whole=True)
+    return byte_level_encoder(ids, merges, pre, source)

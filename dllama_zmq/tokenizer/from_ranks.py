@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerParts, checked_ids
-from dllama_zmq.tokenizer.encoders import byte_level_encoder, rank_merges, to_chars, with_names
+from dllama_zmq.tokenizer.encoders import rank_encoder, with_names
 from dllama_zmq.tokenizer.pretokenizers import LLAMA3, inferred
 
 _N_SPECIALS = 256
@@ -46,8 +46,7 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> T
             f"{source}: this version reads such a file only for Llama 3, and this is another vocabulary: Llama 3's has "
             f"numbers of up to three digits. Use the model's tokenizer.json."
         )
-    chars = {to_chars(piece): rank for piece, rank in ranks.items()}
-    bpe = byte_level_encoder(chars, rank_merges(chars)[0], LLAMA3, source)
+    bpe = rank_encoder(ranks, LLAMA3, source)
     specials = llama3_specials(len(ranks))
     added = {token: name.encode() for name, token in specials.items()}
     pieces = {token: piece for piece, token in ranks.items()} | added

@@ -9,7 +9,7 @@ from dataclasses import replace
 from dllama_zmq.errors import FormatError
 from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, TokenizerParts, byte_run, checked_ids
-from dllama_zmq.tokenizer.encoders import byte_level_encoder, rank_merges, to_chars, with_names
+from dllama_zmq.tokenizer.encoders import rank_encoder, with_names
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
 from dllama_zmq.tokenizer.pretokenizers import inferred
 from dllama_zmq.tokenizer.sentencepiece_model import (
@@ -102,12 +102,11 @@ def _byte_level(data: TokenizerData) -> TokenizerParts:
             f"256 consecutive byte pieces, nor byte-level ({missing} of the 256 bytes are missing before the BOS, "
             f"{data.bos_id}). Convert the tokenizer of a Llama, Mistral or Qwen model."
         )
-    ranks = {to_chars(piece): token for token, piece in enumerate(regular)}
+    ranks = {piece: token for token, piece in enumerate(regular)}
     if len(ranks) != len(regular):
-        twice = next(piece for token, piece in enumerate(regular) if ranks[to_chars(piece)] != token)
+        twice = next(piece for token, piece in enumerate(regular) if ranks[piece] != token)
         raise FormatError(f"{data.source}: two tokens are {twice!r}; expected each piece once. Convert it again.")
-    merges, reached = rank_merges(ranks)
-    bpe = byte_level_encoder(ranks, merges, inferred(regular), data.source, whole=None if reached else True)
+    bpe = rank_encoder(ranks, inferred(regular), data.source)
     ends = {data.bos_id, *data.eos_ids}
     named = _names(data.pieces, range(data.bos_id, len(data.pieces)))
     specials = {name: token for name, token in named.items() if token in ends or _CONTROL_NAME.fullmatch(name)}
