@@ -28,7 +28,7 @@ class Ledger:
         self._payload: Counter[tuple[str, str, str]] = Counter()  # predicted, by worker, phase and kind
         self._wire: Counter[tuple[str, str, str]] = Counter()
 
-    def add_step(self, batch: Batch, asks: Mapping[int, Ask], wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
+    def add_step(self, batch: Batch, asks: Mapping[int, Ask], wall_s: float, nodes: dict[str, NodeTimes]) -> None:
         """Count a finished step, its seconds, and those of each node in it."""
         phase, n_tokens, n_pages, n_spans = self._meter.phase, batch.n_rows, len(batch.page_ids), len(batch.spans)
         self.steps[phase] += 1

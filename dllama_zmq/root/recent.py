@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes
@@ -24,13 +23,13 @@ class _Steps:
     squares: float = 0.0
     nodes: dict[str, NodeTimes] = field(default_factory=dict)
 
-    def add(self, steps: int, tokens: int, wall_s: float, squares: float, nodes: Mapping[str, NodeTimes]) -> None:
-        """Add some steps. Keeps no reference to `nodes`."""
-        self.steps += steps
-        self.tokens += tokens
-        self.wall_s += wall_s
-        self.squares += squares
-        for name, times in nodes.items():
+    def add(self, other: _Steps) -> None:
+        """Add other steps. Keeps no reference to them."""
+        self.steps += other.steps
+        self.tokens += other.tokens
+        self.wall_s += other.wall_s
+        self.squares += other.squares
+        for name, times in other.nodes.items():
             self.nodes.setdefault(name, NodeTimes()).add(times)
 
 
@@ -45,18 +44,18 @@ class Recent:
         self._span_s = span_s
         self._before, self._now = _Steps(), _Steps()
 
-    def add(self, n_tokens: int, wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
+    def add(self, n_tokens: int, wall_s: float, nodes: dict[str, NodeTimes]) -> None:
         """One step is done."""
         if self._now.wall_s >= self._span_s and self._now.steps >= _MIN_STEPS:
             self._before, self._now = self._now, _Steps()
         squares = sum(times.waited_for_s * times.waited_for_s for times in nodes.values())
-        self._now.add(1, n_tokens, wall_s, squares, nodes)
+        self._now.add(_Steps(1, n_tokens, wall_s, squares, nodes))
 
     def times(self) -> PhaseTimes:
         """Both parts together."""
         both = _Steps()
-        for part in (self._before, self._now):
-            both.add(part.steps, part.tokens, part.wall_s, part.squares, part.nodes)
+        both.add(self._before)
+        both.add(self._now)
         waited_for_s = {name: times.waited_for_s for name, times in both.nodes.items()}
         name, share = slowest(waited_for_s, both.squares, both.wall_s, len(both.nodes)) or ("", 0.0)
         return PhaseTimes(both.steps, both.tokens, both.wall_s, name, share, both.nodes)
