@@ -12,7 +12,7 @@ from dllama_zmq.front.request import Request
 
 _REPORT_S = 0.05
 """Seconds that an answer waits for the engine's report; then the last one is used."""
-_MAX_TOLD = 64
+_MAX_SHOWN = 64
 
 
 class Reports:
@@ -46,7 +46,7 @@ class Reports:
         now = time.monotonic()
         if not self._askers or self._status is None or now < self._due:
             return []
-        requests = [request.status(now) for request in [*running, *waiting][:_MAX_TOLD]]
+        requests = [request.status(now) for request in [*running, *waiting][:_MAX_SHOWN]]
         status = msgspec.structs.replace(self._status, active=len(running), queued=len(waiting), requests=requests)
         answers = [(client, msgspec.structs.replace(status, id=request_id)) for client, request_id in self._askers]
         self._askers.clear()

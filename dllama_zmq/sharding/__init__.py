@@ -11,7 +11,7 @@ from dllama_zmq.sharding.memory import (
     context_length,
     node_memory,
 )
-from dllama_zmq.sharding.plan import MAX_NODES, NodeSlices, Plan, check_sync, obstacles, possible_node_counts
+from dllama_zmq.sharding.plan import MAX_NODES, Plan, check_sync, obstacles, possible_node_counts
 from dllama_zmq.sharding.shard import build_shard, counted, kernel_needs
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "KVBudget",
     "NodeCandidates",
     "NodeMemory",
-    "NodeSlices",
     "Plan",
     "Reply",
     "RowCandidates",

@@ -1,6 +1,6 @@
 """Who may connect to a cluster: key pairs, the ring of admitted keys, tokens, and the roots known here."""
 
-from dllama_zmq.trust.keys import KeyPair, Role, check_public, own_key, require_curve
+from dllama_zmq.trust.keys import KeyPair, Role, check_public, own_key
 from dllama_zmq.trust.known import Known, find, remember
 from dllama_zmq.trust.learned import Entry
 from dllama_zmq.trust.ring import Ring
@@ -18,5 +18,4 @@ __all__ = [
     "find",
     "own_key",
     "remember",
-    "require_curve",
 ]
