@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import pkgutil
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
 import pytest
 import surroundings
+from _pytest.runner import runtestprotocol
 from command_line import Cli, clean_cli, short_home, write_small_model
 from threadpoolctl import threadpool_limits
 
@@ -28,6 +31,8 @@ hypothesis.settings.register_profile("release", deadline=None, database=None, pr
 _home = pytest.StashKey[Path]()
 _MANY = 1000
 """Tests of a run that will need nearly all kernels."""
+_LISTED_S = 0.005
+"""What `--durations` lists at least."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +47,37 @@ def pytest_configure(config: pytest.Config) -> None:
     surroundings.set_environment(home, config.rootpath / ".pytest_cache" / "kernels")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Of several processes, each imports the modules of a folder from a place of its own on.
+
+    In a new checkout, Python's bytecode is so compiled by one process each, not by all at the same time.
+    """
+    report = yield
+    name, n_processes = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if name.startswith("gw") and report.passed:
+        modules = [node for node in report.result if isinstance(node, pytest.Module)]
+        first = len(modules) * int(name.removeprefix("gw")) // n_processes
+        for module in modules[first:] + modules[:first]:
+            with suppress(pytest.Collector.CollectError, pytest.skip.Exception):  # it will be reported of the module
+                _ = module.obj
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Of several processes, each tells the first one of what a person sees: three messages a test, not six."""
+    if not hasattr(item.config, "workerinput"):
+        return None
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed or report.duration >= _LISTED_S:
+            item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Import all modules and compile all kernels before the first of many tests.
 
@@ -50,14 +86,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     new computer the first tests would spend their deadlines on waiting for each other's.
 
     What has been imported and collected by then is left alone by the garbage collector: it would look through a million
-    objects of thousands of tests each time, also in the middle of a test that measures its own time.
+    objects of thousands of tests each time, also in the middle of a test that measures its own time. Nor does it look
+    for garbage among them once, which takes half a second of each process.
     """
     many = len(session.items) >= _MANY
     if many:
         for module in pkgutil.walk_packages(dllama_zmq.__path__, "dllama_zmq."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    gc.collect()
     gc.freeze()
     gc.enable()
     if many and choose_kernels("auto", 1).name == "simd":
