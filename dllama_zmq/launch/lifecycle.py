@@ -35,7 +35,7 @@ from dllama_zmq.trust.learned import read_learned
 class Listener:
     """Callbacks for the progress of a start.
 
-    status: called with each status of the root. on_checked: called when the files were checked, before any start.
+    status: called with each status of the root. on_checked: called when the files were checked.
     patient: workers may take any time to join, because a person watches and can press Ctrl-C.
     """
 
@@ -169,32 +169,44 @@ def take_down(file: ClusterFile) -> bool:
 def _start(file: ClusterFile, listener: Listener, stays: bool, install: bool = False) -> _Start:
     """Check ports, files and other computers in this process, which shows errors. Start the root.
 
-    Raises AlreadyRunning.
+    The root starts before the tokenizer is checked, for which most tokenizers take longer than all else here; it ends
+    again if that is refused. Raises AlreadyRunning.
 
     stays: the cluster outlives this command, so it has an API server.
     """
     # imported here, because modules that read models take 0.1 s to import, and most commands read none
     from dllama_zmq.kernels import prepare_kernels, reported_to
     from dllama_zmq.launch.installing import install as install_there
-    from dllama_zmq.launch.local_nodes import checked_needs
+    from dllama_zmq.launch.local_nodes import checked_tokenizer, needs_of, open_checked_model
 
+    def warn(sentence: str) -> None:
+        reporter.line(f"warning: {sentence}")
+
+    reporter = listener.reporter
     paths = ClusterPaths.of(file.cluster.name)
-    with registry.only_one(file, paths) as lock, ExitStack() as cleanup:
-        check_ports(file.cluster)
-        api = listen(file) if stays else None
-        passed, words = [lock], ["root", file.cluster.name, "--lock", str(lock)]
-        if api is not None:
-            cleanup.callback(api.close)
-            passed, words = [*passed, api.fileno()], [*words, "--api", str(api.fileno())]
-        needs = checked_needs(file, listener.reporter)
-        if install:
-            install_there(file, listener.reporter)
-        check_computers(file, listener.reporter)
-        listener.on_checked()
-        prepare_kernels(file.cluster.kernels, needs, reported_to(listener.reporter), listener.reporter.line)
-        paths.begin_logs()
-        child = Child.start("root", words, paths, passed)
-    return _Start(child, paths)
+    with ExitStack() as models:
+        with registry.only_one(file, paths) as lock, ExitStack() as cleanup:
+            check_ports(file.cluster)
+            api = listen(file) if stays else None
+            passed, words = [lock], ["root", file.cluster.name, "--lock", str(lock)]
+            if api is not None:
+                cleanup.callback(api.close)
+                passed, words = [*passed, api.fileno()], [*words, "--api", str(api.fileno())]
+            reporter.activity(f"reading {file.model_path().name} and its tokenizer")
+            model = models.enter_context(open_checked_model(file, warn))
+            if install:
+                install_there(file, reporter)
+            check_computers(file, reporter)
+            prepare_kernels(file.cluster.kernels, needs_of(file, model), reported_to(reporter), reporter.line)
+            paths.begin_logs()
+            start = _Start(Child.start("root", words, paths, passed), paths)
+        try:
+            checked_tokenizer(file, model, warn)
+            listener.on_checked()
+        except BaseException:
+            start.end(file.cluster.limits.stop_s)
+            raise
+    return start
 
 
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:

@@ -15,7 +15,7 @@ from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.kernels import Needs
 from dllama_zmq.node_config import WorkerConfig
-from dllama_zmq.reporting import Reporter, plural
+from dllama_zmq.reporting import plural
 from dllama_zmq.root.fitting import Wish, check_fits, check_kv_memory
 from dllama_zmq.sharding import KVBudget, Plan, context_length, kernel_needs
 from dllama_zmq.sources import DEMO
@@ -53,22 +53,25 @@ def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelF
     small.
     """
     with ExitStack() as cleanup:
-        model = cleanup.enter_context(open_model(file.model_path(), file.cluster.weight_type))
-        _check_plan(file.cluster, model)
-        tokenizer = _tokenizer(file, model)
-        for sentence in (
-            *_doubts(file.cluster, model),
-            *model.notes,
-            tokenizer.mismatch_warning(model.spec, model.path),
-        ):
-            if sentence:
-                warn(sentence)
+        model = cleanup.enter_context(open_checked_model(file, warn))
+        tokenizer = checked_tokenizer(file, model, warn)
         cleanup.pop_all()
     return model, tokenizer
 
 
-def _tokenizer(file: ClusterFile, model: ModelFile) -> Tokenizer:
-    """The cluster's tokenizer. If the model's own cannot be used, the error says how to give another."""
+def open_checked_model(file: ClusterFile, warn: Callable[[str], None]) -> ModelFile:
+    """The first half of `open_checked`."""
+    with ExitStack() as cleanup:
+        model = cleanup.enter_context(open_model(file.model_path(), file.cluster.weight_type))
+        _check_plan(file.cluster, model)
+        for sentence in (*_doubts(file.cluster, model), *model.notes):
+            warn(sentence)
+        cleanup.pop_all()
+    return model
+
+
+def checked_tokenizer(file: ClusterFile, model: ModelFile, warn: Callable[[str], None]) -> Tokenizer:
+    """The other half: the tokenizer. If the model's own cannot be used, the error says how to give another."""
     try:
         tokenizer = read_tokenizer(file.tokenizer_path())
         tokenizer.check_fits(model.spec, model.path)
@@ -77,15 +80,14 @@ def _tokenizer(file: ClusterFile, model: ModelFile) -> Tokenizer:
             raise
         in_file = f", or `tokenizer:` in {file.path}," if not file.private and file.path.exists() else ""
         raise type(error)(f"{error} --tokenizer FILE{in_file} gives another one.") from error
+    if sentence := tokenizer.mismatch_warning(model.spec, model.path):
+        warn(sentence)
     return tokenizer
 
 
-def checked_needs(file: ClusterFile, reporter: Reporter) -> Needs:
-    """Check the model in this process, which shows errors, before the root opens it. Returns its kernels' needs."""
-    reporter.activity(f"reading {file.model_path().name} and its tokenizer")
-    model, _ = open_checked(file, lambda sentence: reporter.line(f"warning: {sentence}"))
-    with model:
-        return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache, EXCHANGE_KERNELS)
+def needs_of(file: ClusterFile, model: ModelFile) -> Needs:
+    """The kernels that the cluster's nodes need."""
+    return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache, EXCHANGE_KERNELS)
 
 
 def _check_plan(cluster: Cluster, model: ModelFile) -> None:
