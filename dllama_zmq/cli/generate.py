@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument
 
-from dllama_zmq.bus.client_messages import Done, Logprob, Prefill, Queued, Started, TokenText
+from dllama_zmq.bus.client_messages import Logprob
 from dllama_zmq.cli import answer_flags, completion, flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call
 from dllama_zmq.cli.exit_codes import as_json
@@ -20,9 +20,9 @@ from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.overrides import fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.prompt import read_prompt
+from dllama_zmq.cli.reply import Reply
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.cli.using import Used, file_for, used, used_at, with_model
-from dllama_zmq.client import Answer
 from dllama_zmq.grammar import Grammar
 
 
@@ -93,17 +93,17 @@ def _answer(
 ) -> None:
     with source as cluster, Display() as display:
         display.activity("asking the root")
+        screen = _Screen(prompt, options, display)
         answers = cluster.client.generate(
             prompt, options.max_tokens(), options.sampling(), stop=options.stop_strings(), grammar=form
         )
-        printer = _Printer(prompt, options, cluster.model, display)
         try:
             for answer in answers:
-                printer.take(answer)
+                screen.reply.take(answer)
         finally:
             answers.close()  # cancels the request if we stop early
-            printer.end()
-        printer.report(cluster.n_nodes)
+            screen.reply.end()
+        _report(screen.reply, options, cluster, prompt)
 
 
 def _checked(options: answer_flags.Answer) -> Grammar | None:
@@ -114,21 +114,13 @@ def _checked(options: answer_flags.Answer) -> Grammar | None:
     return options.form()
 
 
-class _Printer:
-    """Prints one answer as it arrives, and progress on `display`."""
+class _Screen:
+    """Prints one answer as it arrives, and progress on `display`. A `reply.Screen`."""
 
-    def __init__(self, prompt: str, options: answer_flags.Answer, model: str, display: Display) -> None:
-        self._prompt = prompt
-        self._model = model
-        self._options = options
-        self._display = display
-        self._stats = Stats(display.line if options.stats == "tokens" else None)
-        self._text: list[str] = []
-        self._tokens: list[int] = []
-        self._logprobs: list[list[Logprob]] = []
-        self._cached_tokens = 0
-        self._started: Started | None = None
-        self._reason = ""
+    def __init__(self, prompt: str, options: answer_flags.Answer, display: Display) -> None:
+        self.reply = Reply(self, stats=Stats(display.line if options.stats == "tokens" else None))
+        self._echoed = prompt if options.echo else ""
+        self._options, self._display = options, display
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # On one terminal, text and the lines of --stats=tokens would mix, so the text is printed at the end.
         self._streams = not options.json and not (options.stats == "tokens" and one_terminal)
@@ -138,80 +130,37 @@ class _Printer:
         self._shown = False
         self._waits = False  # the answer waits, and the line of the text was ended
 
-    def take(self, answer: Answer) -> None:
-        """Show one message of the root."""
-        if isinstance(answer, Queued):
-            self._break_line()
-            self._display.activity(f"waiting: {answer.note or f'{answer.ahead} before this one'}")
-        elif isinstance(answer, Started):
-            self._started = answer
-            self._display.activity("evaluating the prompt", 0, answer.prompt_tokens, "tokens")
-        elif isinstance(answer, Prefill):
-            self._cached_tokens = answer.cached_tokens
-            self._stats.prompt(answer)
-            self._break_line()
-            self._display.activity("evaluating the prompt", answer.done, answer.total, "tokens")
-        elif isinstance(answer, TokenText):
-            self._tokens.append(answer.token)
-            if answer.logprobs:
-                self._logprobs.append(answer.logprobs)
-            self._stats.token(answer)
-            self._show(answer.text)
-            if self._tells_tokens:
-                self._display.activity("generating", len(self._tokens), self._options.max_tokens() or 0, "tokens")
-        elif isinstance(answer, Done):
-            self._reason = answer.reason
-            self._show(answer.text)
+    def waits(self, why: str) -> None:
+        """Say so."""
+        self._break_line()
+        self._display.activity(f"waiting: {why}")
+
+    def prompt(self, done: int, total: int) -> None:
+        """Show how far the prompt is evaluated."""
+        self._break_line()
+        self._display.activity("evaluating the prompt", done, total, "tokens")
+
+    def thinking(self, text: str) -> None:
+        """Without a template no text is thinking."""
+
+    def content(self, text: str) -> None:
+        """Write more of the answer, or tell how many tokens there are."""
+        if self._streams:
+            if not self._tells_tokens:
+                self._display.rest()  # before the first word, which the display would erase
+            _write(text if self._shown else self._echoed + text)
+            self._shown, self._waits = True, False
+        if self._tells_tokens:
+            n_tokens, most = len(self.reply.tokens), self._options.max_tokens() or 0
+            self._display.activity("generating", n_tokens, most, "tokens")
 
     def end(self) -> None:
-        """Finish the text, after the answer has ended or was interrupted."""
+        """Finish the text."""
         self._display.rest()
-        if self._started is None or self._options.json:
-            return
-        if not self._streams:
-            _write("".join([self._echoed(), *self._text, "\n"]))
-        elif self._shown:
+        if self._streams and self._shown:
             _write("\n")
-
-    def report(self, n_nodes: int) -> None:
-        """Print the notes after a complete answer of `n_nodes`."""
-        if self._options.stats:
-            self._stats.print_table(n_nodes)
-        elif sys.stderr.isatty():
-            note(self._stats.sentence())
-        if self._started is not None and self._reason == "length" and len(self._tokens) != self._options.max_tokens():
-            n_prompt, n_answer = self._started.prompt_tokens, len(self._tokens)
-            note(
-                f"the answer ends here because the context is full: {n_prompt} tokens of the prompt and {n_answer} of "
-                "the answer; -c makes room for more, up to the model's own context (`dllama-zmq inspect` shows it)"
-            )
-        elif self._reason == "length" and self._options.has_form():
-            n_tokens = len(self._tokens)
-            note(f"the answer is cut after {n_tokens} tokens, before its form is complete; -n allows more")
-        if self._options.json and self._started is not None:
-            report = {
-                "model": self._model,
-                "prompt": self._prompt,
-                "text": "".join(self._text),
-                "tokens": self._tokens,
-                "prompt_tokens": self._started.prompt_tokens,
-                "cached_tokens": self._cached_tokens,
-                "finish_reason": self._reason,
-                "seed": self._started.seed,
-                "stats": self._stats.averages(),
-            }
-            if self._logprobs:
-                report["logprobs"] = [_as_maps(*of_token) for of_token in self._logprobs]
-            _write(as_json(report) + "\n")
-
-    def _show(self, text: str) -> None:
-        self._text.append(text)
-        if not self._streams:
-            return
-        if not self._tells_tokens:
-            self._display.rest()  # before the first word, which the display would erase
-        _write(text if self._shown else self._echoed() + text)
-        self._shown, self._waits = True, False
+        elif not self._streams and not self._options.json and self.reply.started is not None:
+            _write(f"{self._echoed}{self.reply.content}\n")
 
     def _break_line(self) -> None:
         """End the line of text on a terminal; the progress of an answer that waits would erase it."""
@@ -219,8 +168,25 @@ class _Printer:
             self._waits = True
             _write("\n")
 
-    def _echoed(self) -> str:
-        return self._prompt if self._options.echo else ""
+
+def _report(reply: Reply, options: answer_flags.Answer, cluster: Used, prompt: str) -> None:
+    """Print the notes after a complete answer, or its JSON object."""
+    if options.stats:
+        reply.stats.print_table(cluster.n_nodes)
+    elif sys.stderr.isatty():
+        note(reply.stats.sentence())
+    n_answer = len(reply.tokens)
+    if reply.started is not None and reply.reason == "length" and n_answer != options.max_tokens():
+        note(
+            f"the answer ends here because the context is full: {reply.started.prompt_tokens} tokens of the prompt and "
+            f"{n_answer} of the answer; -c makes room for more, up to the model's own context (`dllama-zmq inspect` "
+            "shows it)"
+        )
+    elif reply.reason == "length" and options.has_form():
+        note(f"the answer is cut after {n_answer} tokens, before its form is complete; -n allows more")
+    if options.json:
+        logprobs = {"logprobs": [_as_maps(*of_token) for of_token in reply.logprobs]} if reply.logprobs else {}
+        _write(as_json(reply.as_map(cluster.model, prompt) | logprobs) + "\n")
 
 
 def _as_maps(chosen: Logprob, *likeliest: Logprob) -> dict[str, object]:

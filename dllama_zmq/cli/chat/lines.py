@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 
 from dllama_zmq.cli.chat.quotes import QUOTES, is_quoted, quoted
-from dllama_zmq.cli.chat.reply import Reply
 from dllama_zmq.cli.chat.session import Session
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.exit_codes import as_json
@@ -31,7 +30,7 @@ def converse(session: Session, messages: Iterator[str], json: bool) -> None:
             display.activity("asking the root")
             reply = session.ask(text, View(display, shows_text=not json, shows_thinking=False))
         if json:
-            print(as_json(_report(session, text, reply)), flush=True)  # noqa: T201
+            print(as_json(reply.as_map(session.used.model, text) | {"reasoning": reply.thinking}), flush=True)  # noqa: T201
         elif why := session.cut(reply):
             note(why)
         if session.settings.verbose and not json:
@@ -70,20 +69,3 @@ def _lines() -> Iterator[str]:
             raise UsageError(
                 f"line {number} of stdin is not UTF-8 text: byte {error.start} is {data[error.start]:#x}"
             ) from None
-
-
-def _report(session: Session, text: str, reply: Reply) -> dict[str, object]:
-    """The JSON object of an answer: that of `generate --json`, and the thinking."""
-    started = reply.started
-    return {
-        "model": session.used.model,
-        "prompt": text,
-        "text": reply.content,
-        "reasoning": reply.thinking,
-        "tokens": reply.tokens,
-        "prompt_tokens": started.prompt_tokens if started is not None else 0,
-        "cached_tokens": reply.cached_tokens,
-        "finish_reason": reply.reason,
-        "seed": started.seed if started is not None else None,
-        "stats": reply.stats.averages(),
-    }

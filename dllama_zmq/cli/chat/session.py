@@ -12,10 +12,10 @@ from typing import Any
 from dllama_zmq.bus.prompts import Chat
 from dllama_zmq.bus.text_messages import Model
 from dllama_zmq.chat import needs_specials
-from dllama_zmq.cli.chat.conversation import Conversation, Turn, joined, read_bounded
-from dllama_zmq.cli.chat.reply import Reply
+from dllama_zmq.cli.chat.conversation import Conversation, Message, Turn, joined, read_bounded
 from dllama_zmq.cli.chat.settings import Settings
 from dllama_zmq.cli.chat.view import View
+from dllama_zmq.cli.reply import Reply
 from dllama_zmq.cli.using import Used
 from dllama_zmq.client import Answer
 from dllama_zmq.errors import ContextExceeded, DllamaError, UsageError
@@ -76,7 +76,8 @@ class Session:
             self.last = reply
             if reply.content or reply.reason != "cancelled":
                 self.attached = ""
-                self.conversation.turns.append(Turn(user, reply.message()))
+                said = Message("assistant", reply.content, reply.thinking, reply.reason)
+                self.conversation.turns.append(Turn(user, said))
         return reply
 
     def ask_again(self, view: View, interrupts: Interrupts | None = None) -> Reply:

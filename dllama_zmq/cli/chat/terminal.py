@@ -21,11 +21,11 @@ from dllama_zmq.cli.chat import settings
 from dllama_zmq.cli.chat.commands import BY_NAME, Commands
 from dllama_zmq.cli.chat.keys import quiet_keys
 from dllama_zmq.cli.chat.quotes import is_quoted, quoted
-from dllama_zmq.cli.chat.reply import Reply
 from dllama_zmq.cli.chat.session import Session, error_text
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
+from dllama_zmq.cli.reply import Reply
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.paths import chat_history

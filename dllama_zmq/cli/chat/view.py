@@ -13,7 +13,7 @@ _DIM, _NORMAL = "\x1b[2m", "\x1b[22m"
 
 
 class View:
-    """Shows one answer. Progress is on `display` before the first word and while the answer waits.
+    """Shows one answer, as a `reply.Screen`. Progress is on `display` before the first word and while the answer waits.
 
     shows_text: false if the answer is shown in another form. shows_thinking: show the model's thinking too.
     """
@@ -38,6 +38,12 @@ class View:
         """Show progress if there is no text yet, or none can come."""
         if self._waits or not self._begun:
             self._display.activity(text, done, total, unit)
+
+    def prompt(self, done: int, total: int) -> None:
+        """Show how far the prompt is evaluated, or the text so far again."""
+        if self._begun and done < total:
+            self.waits("the text so far is evaluated again")
+        self.progress("evaluating the prompt", done, total)
 
     def waits(self, why: str) -> None:
         """Show why an answer that has begun cannot continue now."""
