@@ -10,29 +10,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.bench.speed import Encryption, Layout, Link, Rates, Terms, decoding, prompt, token_wire_bytes
 from dllama_zmq.kernels import KVType
-from dllama_zmq.models import tensor_table
 from dllama_zmq.node_config import Security
-from dllama_zmq.sharding import PREFILL_TOKENS, Plan, node_memory, obstacles, possible_node_counts
+from dllama_zmq.sharding import PREFILL_TOKENS, Plan, node_memory, obstacles
 from dllama_zmq.spec import ModelSpec, Sync
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """A computer with `n_nodes` of the nodes, of `threads` each; free_bytes: None if unknown. names: of the nodes."""
+class Host(Struct, frozen=True):
+    """A computer with these nodes, of `threads` each; free_bytes: None if unknown."""
 
-    name: str
-    n_nodes: int
+    host: str
+    nodes: Sequence[str]
     threads: int
     free_bytes: int | None
-    names: Sequence[str]
 
     @property
-    def nodes(self) -> Nodes:
-        return Nodes(self.n_nodes, self.threads)
+    def measured_as(self) -> Nodes:
+        return Nodes(len(self.nodes), self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +57,10 @@ class NodeNeed(Struct, frozen=True, kw_only=True):
     total_bytes: int
 
 
-class HostNeed(Struct, frozen=True, kw_only=True):
-    """The nodes of one computer, the memory that they need, and the memory that it has (None: not known)."""
+class HostNeed(Host, frozen=True):
+    """A computer, and the memory that its nodes need. fits: None if it is not known what the computer has."""
 
-    host: str
-    nodes: list[str]
-    threads: int
     total_bytes: int
-    free_bytes: int | None
     fits: bool | None
 
 
@@ -132,21 +126,23 @@ def outlook(wanted: Wanted, n_nodes: int, speeds: Speeds | None) -> Outlook:
     """The prediction for `n_nodes`. Raises PlanError if the model cannot be split over them."""
     plan = Plan.make(wanted.spec, n_nodes, wanted.model)
     hosts = wanted.hosts(n_nodes)
-    computers, first = [], 0
+    needs = [_need(plan, node, name, wanted) for node, name in enumerate(n for host in hosts for n in host.nodes)]
+    computers: list[range] = []
     for host in hosts:
-        computers.append(range(first, first + host.n_nodes))
-        first += host.n_nodes
-    needs = [_need(plan, node, name, wanted) for node, name in enumerate(n for host in hosts for n in host.names)]
-    of_hosts = [
-        _of_host(host, sum(needs[node].total_bytes for node in nodes))
-        for host, nodes in zip(hosts, computers, strict=True)
-    ]
-    sealed, local = wanted.security == "curve", hosts[0].n_nodes
+        first = computers[-1].stop if computers else 0
+        computers.append(range(first, first + len(host.nodes)))
+    of_hosts = []
+    for host, nodes in zip(hosts, computers, strict=True):
+        total = sum(needs[node].total_bytes for node in nodes)
+        fits = None if host.free_bytes is None else total <= host.free_bytes
+        of_hosts.append(HostNeed(**asdict(host), total_bytes=total, fits=fits))
+    sealed, local = wanted.security == "curve", len(hosts[0].nodes)
     wire = [sum(token_wire_bytes(plan, wanted.sync, node, sealed and node >= local)) for node in range(1, n_nodes)]
     token = text = None
     if speeds is not None:
         link = speeds.whole_link if len(hosts) > 1 else None
-        layout = Layout(computers, [speeds.rates[host.nodes] for host in hosts], link, speeds.message_s, sealed)
+        rates = [speeds.rates[host.measured_as] for host in hosts]
+        layout = Layout(computers, rates, link, speeds.message_s, sealed)
         token = decoding(plan, wanted.sync, layout)
         text = prompt(plan, wanted.sync, layout, min(PREFILL_TOKENS, wanted.n_positions))
     known = [host.fits for host in of_hosts]
@@ -175,7 +171,7 @@ def to_measure(wanted: Wanted, measured: bool = False) -> list[Nodes]:
     The programs' part of an exchange between computers is measured between two nodes here, unless it is in the link's
     round trip (measured).
     """
-    found = dict.fromkeys(host.nodes for n_nodes in wanted.counts for host in wanted.hosts(n_nodes))
+    found = dict.fromkeys(host.measured_as for n_nodes in wanted.counts for host in wanted.hosts(n_nodes))
     if not measured and any(len(wanted.hosts(n_nodes)) > 1 for n_nodes in wanted.counts):
         found |= dict.fromkeys([Nodes(1, 1), Nodes(2, 1)])
     return sorted(found, key=lambda nodes: (nodes.n_nodes, nodes.threads))
@@ -187,11 +183,6 @@ def fastest(outlooks: Sequence[Outlook]) -> Outlook | None:
     return max(left, key=lambda one: one.decoding_per_s or 0.0, default=None)
 
 
-def embedding_bytes(spec: ModelSpec) -> int:
-    """Bytes that the root reads from the mapped file, and no node keeps in memory."""
-    return sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only)
-
-
 def _need(plan: Plan, node: int, name: str, wanted: Wanted) -> NodeNeed:
     memory = node_memory(plan, node, wanted.n_positions, wanted.kv_type)
     return NodeNeed(
@@ -201,19 +192,3 @@ def _need(plan: Plan, node: int, name: str, wanted: Wanted) -> NodeNeed:
         other_bytes=memory.total - memory.weights - memory.kv_cache,
         total_bytes=memory.total,
     )
-
-
-def _of_host(host: Host, total_bytes: int) -> HostNeed:
-    return HostNeed(
-        host=host.name,
-        nodes=list(host.names),
-        threads=host.threads,
-        total_bytes=total_bytes,
-        free_bytes=host.free_bytes,
-        fits=None if host.free_bytes is None else total_bytes <= host.free_bytes,
-    )
-
-
-def counts_up_to(spec: ModelSpec, most: int) -> list[int]:
-    """The possible numbers of nodes, up to `most`."""
-    return [n_nodes for n_nodes in possible_node_counts(spec) if n_nodes <= most]

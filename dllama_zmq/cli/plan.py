@@ -14,7 +14,7 @@ from dllama_zmq.bench.advice import advice, too_little
 from dllama_zmq.bench.calibration import Measuring, measure_rates
 from dllama_zmq.bench.encryption import measure_encryption
 from dllama_zmq.bench.machine import cpu_name
-from dllama_zmq.bench.outlook import Speeds, Wanted, counts_up_to, fastest, outlook, to_measure
+from dllama_zmq.bench.outlook import Speeds, Wanted, outlook, to_measure
 from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import completion, flags
@@ -39,7 +39,7 @@ from dllama_zmq.errors import PlanError, UsageError
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.node_config import Security
-from dllama_zmq.sharding import Plan, check_sync, context_length
+from dllama_zmq.sharding import Plan, check_sync, context_length, possible_node_counts
 from dllama_zmq.spec import Sync, Weights
 
 _USUAL_COUNTS = 8  # the largest number shown without a file and without --nodes
@@ -112,17 +112,10 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
         Plan.make(wanted.spec, n_nodes, wanted.model)  # an impossible number is reported before anything is measured
     speeds = None if options.no_speed else _speeds(options, wanted, None if running is None else running.link)
     outlooks = [outlook(wanted, n_nodes, speeds) for n_nodes in wanted.counts]
-    best = fastest(outlooks)
-    answer = Answer.of(
-        wanted,
-        Computer(cpu_name(), usable_cores(), free_memory_bytes()),
-        speeds,
-        outlooks,
-        None if best is None else best.nodes,
-        advice(wanted, outlooks, speeds, usable_cores()),
-    )
+    computer = Computer(cpu_name(), usable_cores(), free_memory_bytes())
+    answer = Answer(wanted, computer, speeds, outlooks, advice(wanted, outlooks, speeds, usable_cores()))
     if options.json:
-        typer.echo(as_json(answer))
+        typer.echo(as_json(answer.as_map()))
     else:
         show(answer, options.verbose or logging.getLogger().isEnabledFor(logging.DEBUG))
     if all(one.fits is False for one in outlooks):
@@ -142,7 +135,10 @@ def _wanted(options: Options, source: Source, there: flags.There, status: Status
         hosts, n_there = hosts_of_file(cluster, options.threads, elsewhere_bytes), cluster.n_nodes
     else:
         hosts = hosts_of_nothing(options.here, options.threads, elsewhere_bytes)
-    counts = counts_up_to(spec, n_there or _USUAL_COUNTS) if options.nodes is None else counts_of(options.nodes)
+    most = n_there or _USUAL_COUNTS
+    counts = [n_nodes for n_nodes in possible_node_counts(spec) if n_nodes <= most]
+    if options.nodes is not None:
+        counts = counts_of(options.nodes)
     if n_there is not None and max(counts) > n_there:
         raise UsageError(f"--nodes {options.nodes}: the cluster has {n_there} nodes; add workers, or leave it out")
     return Wanted(

@@ -92,4 +92,4 @@ def _host(name: str, names: Sequence[str], threads: Sequence[Threads], free_byte
     each = sum(counted) // len(names)
     if name != _HERE:
         each = min(each, cores // len(names))
-    return Host(name, len(names), max(1, each), free_bytes, names)
+    return Host(name, names, max(1, each), free_bytes)

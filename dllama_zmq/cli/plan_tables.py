@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from dllama_zmq.bench.outlook import Impossible, Outlook, Speeds, Wanted, embedding_bytes, impossible
-from dllama_zmq.bench.speed import Encryption, Link, Rates, Terms
+from dllama_zmq.bench.outlook import Outlook, Speeds, Wanted, fastest, impossible
+from dllama_zmq.bench.speed import Terms
+from dllama_zmq.formats import data_bytes
 from dllama_zmq.models import tensor_table
 from dllama_zmq.reporting import human_bytes, plural
 from dllama_zmq.sharding import PREFILL_TOKENS, possible_node_counts
@@ -26,78 +28,48 @@ class Computer(Struct, frozen=True):
     free_bytes: int | None
 
 
-class MeasuredRates(Struct, frozen=True):
-    """The rates of some nodes on this computer."""
+class Answer(NamedTuple):
+    """The result of `plan`. speeds: None if nothing was measured."""
 
-    nodes: int
-    threads: int
-    rates: Rates
-
-
-class Answer(Struct, frozen=True, kw_only=True):
-    """The result of `plan`. link: None without speeds; link_assumed, link_measured, encryption, message_s: as in
-    Speeds. security: of the links between computers; the bytes include what CURVE adds.
-
-    No node keeps the embedding in memory: the root reads it from its mapped file.
-    """
-
-    model: str
-    architecture: str
-    weight_type: str
-    weight_bytes: int
-    embedding_bytes: int
-    positions: int
-    kv_cache: str
-    sync: str
-    security: str
+    wanted: Wanted
     computer: Computer
-    link: Link | None
-    link_assumed: bool
-    link_measured: bool
-    encryption: Encryption | None
-    message_s: float
-    rates: list[MeasuredRates]
-    possible_nodes: list[int]
-    impossible_nodes: list[Impossible]
-    outlooks: list[Outlook]
-    fastest: int | None
-    advice: list[str]
+    speeds: Speeds | None
+    outlooks: Sequence[Outlook]
+    advice: Sequence[str]
 
-    @classmethod
-    def of(
-        cls,
-        wanted: Wanted,
-        computer: Computer,
-        speeds: Speeds | None,
-        outlooks: Sequence[Outlook],
-        best: int | None,
-        sentences: Sequence[str],
-    ) -> Answer:
-        """The result with these figures. best: the number of nodes that decodes fastest."""
-        spec, rates = wanted.spec, {} if speeds is None else speeds.rates
-        return cls(
-            model=wanted.model,
-            architecture=spec.arch,
-            weight_type=spec.weight_type.name.lower(),
-            weight_bytes=sum(tensor.nbytes(spec) for tensor in tensor_table(spec)),
-            embedding_bytes=embedding_bytes(spec),
-            positions=wanted.n_positions,
-            kv_cache=wanted.kv_type,
-            sync=wanted.sync,
-            security=wanted.security,
-            computer=computer,
-            link=None if speeds is None else speeds.link,
-            link_assumed=speeds is not None and speeds.assumed,
-            link_measured=speeds is not None and speeds.measured,
-            encryption=None if speeds is None else speeds.encryption,
-            message_s=0.0 if speeds is None else speeds.message_s,
-            rates=[MeasuredRates(nodes.n_nodes, nodes.threads, found) for nodes, found in rates.items()],
-            possible_nodes=possible_node_counts(spec),
-            impossible_nodes=impossible(spec),
-            outlooks=list(outlooks),
-            fastest=best,
-            advice=list(sentences),
-        )
+    def as_map(self) -> dict[str, object]:
+        """Its JSON object. link_assumed, link_measured, encryption, message_s: as in Speeds. security: of the links
+        between computers; the bytes include what CURVE adds.
+
+        No node keeps the embedding in memory: the root reads it from its mapped file.
+        """
+        spec, speeds, best = self.wanted.spec, self.speeds, fastest(self.outlooks)
+        return {
+            "model": self.wanted.model,
+            "architecture": spec.arch,
+            "weight_type": spec.weight_type.name.lower(),
+            "weight_bytes": data_bytes(spec),
+            "embedding_bytes": sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only),
+            "positions": self.wanted.n_positions,
+            "kv_cache": self.wanted.kv_type,
+            "sync": self.wanted.sync,
+            "security": self.wanted.security,
+            "computer": self.computer,
+            "link": speeds and speeds.link,
+            "link_assumed": speeds is not None and speeds.assumed,
+            "link_measured": speeds is not None and speeds.measured,
+            "encryption": speeds and speeds.encryption,
+            "message_s": 0.0 if speeds is None else speeds.message_s,
+            "rates": [
+                {"nodes": nodes.n_nodes, "threads": nodes.threads, "rates": found}
+                for nodes, found in (speeds.rates.items() if speeds else ())
+            ],
+            "possible_nodes": possible_node_counts(spec),
+            "impossible_nodes": impossible(spec),
+            "outlooks": self.outlooks,
+            "fastest": best and best.nodes,
+            "advice": self.advice,
+        }
 
 
 def show(answer: Answer, verbose: bool) -> None:
@@ -109,42 +81,46 @@ def show(answer: Answer, verbose: bool) -> None:
         console.print(line, soft_wrap=True)
     console.print()
     console.print(_counts(answer))
-    curve = ", encrypted" if answer.security == "curve" else ""
+    curve = ", encrypted" if answer.wanted.security == "curve" else ""
     about = (
         f"memory: of the largest node; kB/token: on each worker's link, both ways{curve}; the root's has all of them"
     )
-    if answer.rates:
+    if answer.speeds:
         about += f"; decoding and prompt (of {PREFILL_TOKENS}): tokens/s"
     console.print(about, soft_wrap=not console.is_terminal)
     if any(len(one.hosts) > 1 or one.fits is False for one in answer.outlooks) and len(answer.outlooks) == 1:
         console.print()
         console.print(_hosts(answer.outlooks[0]))
-    if verbose and answer.rates:
+    if verbose and answer.speeds:
         console.print()
-        for line in _rates(answer):
+        for line in _rates(answer.speeds):
             console.print(line, soft_wrap=True)
-        for title, terms in _all_terms(answer):
-            console.print()
-            console.print(_terms(title, terms))
+        tokens = [(one.nodes, one.decoding) for one in answer.outlooks if one.decoding is not None]
+        prompts = [(one.nodes, one.prompt) for one in answer.outlooks if one.prompt is not None]
+        console.print()
+        console.print(_terms("ms of a decoded token", "weights", tokens))
+        console.print()
+        console.print(_terms(f"ms of a prompt of {PREFILL_TOKENS}", "products", prompts))
     console.print()
-    for sentence in _split(answer):
+    counts, nots = possible_node_counts(answer.wanted.spec), impossible(answer.wanted.spec)
+    why = f" {nots[0].why}" if nots else ""
+    sentences = [f"It can be split over {', '.join(map(str, counts))} nodes.{why}"]
+    for sentence in [*sentences, *(f"- {one}" for one in answer.advice)]:
         console.print(sentence, soft_wrap=not console.is_terminal)
-    for sentence in answer.advice:
-        console.print(f"- {sentence}", soft_wrap=not console.is_terminal)
 
 
 def _head(answer: Answer) -> list[str]:
-    computer, free = answer.computer, answer.computer.free_bytes
+    wanted, spec, computer, speeds = answer.wanted, answer.wanted.spec, answer.computer, answer.speeds
     lines = [
-        f"{answer.model}: {answer.architecture}, {answer.weight_type} weights, {human_bytes(answer.weight_bytes)}; "
-        f"{answer.positions:,} positions, KV cache {answer.kv_cache}, sync {answer.sync}",
+        f"{wanted.model}: {spec.arch}, {spec.weight_type.name.lower()} weights, {human_bytes(data_bytes(spec))}; "
+        f"{wanted.n_positions:,} positions, KV cache {wanted.kv_type}, sync {wanted.sync}",
         f"this computer: {computer.cpu}, {plural(computer.cores, 'core')}, "
-        f"{'unknown memory' if free is None else human_bytes(free)} free",
+        f"{'unknown memory' if computer.free_bytes is None else human_bytes(computer.free_bytes)} free",
     ]
-    if answer.link is not None and any(len(one.hosts) > 1 for one in answer.outlooks):
-        mbit, trip_ms = answer.link.bytes_per_s * 8 / 1e6, 1000 * answer.link.round_trip_s
-        known = " (assumed)" if answer.link_assumed else " (measured)" if answer.link_measured else ""
-        curve = ", encrypted" if answer.security == "curve" else ""
+    if speeds is not None and any(len(one.hosts) > 1 for one in answer.outlooks):
+        mbit, trip_ms = speeds.link.bytes_per_s * 8 / 1e6, 1000 * speeds.link.round_trip_s
+        known = " (assumed)" if speeds.assumed else " (measured)" if speeds.measured else ""
+        curve = ", encrypted" if wanted.security == "curve" else ""
         lines.append(
             f"link: {mbit:,.4g} Mbit/s, round trip {trip_ms:.3g} ms{known}{curve}; other computers: as fast as this one"
         )
@@ -172,40 +148,27 @@ def _hosts(one: Outlook) -> Table:
     return table
 
 
-def _rates(answer: Answer) -> list[str]:
+def _rates(speeds: Speeds) -> list[str]:
     lines = [
-        f"{plural(one.nodes, 'node')} of {plural(one.threads, 'thread')} on this computer: products read "
-        f"{one.rates.read_bytes_per_s / 1e9:.1f} GB/s, prompts {one.rates.macs_per_s / 1e9:.0f} GMAC/s, "
-        f"{1e6 * one.rates.exchange_s:.0f} us an exchange"
-        for one in answer.rates
+        f"{nodes} on this computer: products read {rates.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"prompts {rates.macs_per_s / 1e9:.0f} GMAC/s, {1e6 * rates.exchange_s:.0f} us an exchange"
+        for nodes, rates in speeds.rates.items()
     ]
-    if answer.encryption is not None:
-        message_us, byte_ns = 1e6 * answer.encryption.message_s, 1e9 * answer.encryption.byte_s
+    if speeds.encryption is not None:
+        message_us, byte_ns = 1e6 * speeds.encryption.message_s, 1e9 * speeds.encryption.byte_s
         lines.append(f"encryption: {message_us:.1f} us a message and {byte_ns:.2f} ns a byte, part of the link's times")
-    if answer.message_s:
-        lines.append(f"an exchange with another computer: {1e6 * answer.message_s:.0f} us besides the link")
+    if speeds.message_s:
+        lines.append(f"an exchange with another computer: {1e6 * speeds.message_s:.0f} us besides the link")
     return lines
 
 
-def _all_terms(answer: Answer) -> list[tuple[str, list[tuple[int, Terms]]]]:
-    tokens = [(one.nodes, one.decoding) for one in answer.outlooks if one.decoding is not None]
-    prompts = [(one.nodes, one.prompt) for one in answer.outlooks if one.prompt is not None]
-    return [("ms of a decoded token", tokens), (f"ms of a prompt of {PREFILL_TOKENS}", prompts)]
-
-
-def _terms(title: str, rows: Sequence[tuple[int, Terms]]) -> Table:
-    table = _table("nodes", "weights" if "token" in title else "products", "exchanges", "round trips", "bytes", "all")
+def _terms(title: str, computing: str, rows: Sequence[tuple[int, Terms]]) -> Table:
+    table = _table("nodes", computing, "exchanges", "round trips", "bytes", "all")
     table.title, table.title_justify = title, "left"
     for n_nodes, terms in rows:
         parts = (terms.compute_s, terms.exchange_s, terms.round_trip_s, terms.bytes_s, terms.seconds)
         table.add_row(str(n_nodes), *(f"{1000 * seconds:.2f}" for seconds in parts))
     return table
-
-
-def _split(answer: Answer) -> list[str]:
-    counts = ", ".join(map(str, answer.possible_nodes))
-    first = next(iter(answer.impossible_nodes), None)
-    return [f"It can be split over {counts} nodes.{'' if first is None else f' {first.why}'}"]
 
 
 def _speed(per_s: float | None) -> str:

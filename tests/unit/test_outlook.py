@@ -30,8 +30,8 @@ def wanted(
     """Llama 3 8B, a node of two threads on each computer."""
 
     def hosts(n_nodes: int) -> list[Host]:
-        others = [Host(f"pi{i}", 1, 2, elsewhere_bytes, [f"worker{i}"]) for i in range(1, n_nodes)]
-        return [Host("this computer", 1, 2, here_bytes, ["root"]), *others]
+        others = [Host(f"pi{i}", [f"worker{i}"], 2, elsewhere_bytes) for i in range(1, n_nodes)]
+        return [Host("this computer", ["root"], 2, here_bytes), *others]
 
     return Wanted("big.gguf", LLAMA8B, 4096, "f16", sync, "none", counts, hosts)
 
@@ -65,7 +65,7 @@ def test_a_number_of_nodes_fits_if_every_computer_has_what_its_nodes_need() -> N
 
 def test_nodes_of_one_computer_count_together() -> None:
     def together(n_nodes: int) -> list[Host]:
-        return [Host("this computer", n_nodes, 1, 4 * GB, ["root", "worker1"])]
+        return [Host("this computer", ["root", "worker1"], 1, 4 * GB)]
 
     asked = Wanted("big.gguf", LLAMA8B, 4096, "f16", "f32", "none", [2], together)
     found = outlook(asked, 2, None)
@@ -86,9 +86,9 @@ def test_bytes_of_a_token_are_those_of_each_worker_s_link_and_of_the_root_s() ->
 def test_only_what_leaves_the_root_s_computer_has_what_curve_adds() -> None:
     def hosts(n_nodes: int) -> list[Host]:
         return [
-            Host("this computer", 2, 1, None, ["root", "worker1"]),
-            Host("pi2", 1, 2, None, ["worker2"]),
-            Host("pi3", 1, 2, None, ["worker3"]),
+            Host("this computer", ["root", "worker1"], 1, None),
+            Host("pi2", ["worker2"], 2, None),
+            Host("pi3", ["worker3"], 2, None),
         ]
 
     sealed, bare = (outlook(Wanted("m", LLAMA8B, 512, "f16", "f32", s, [4], hosts), 4, None) for s in ("curve", "none"))
@@ -131,7 +131,7 @@ def test_encryption_is_part_of_a_link_between_computers() -> None:
 
 def test_nodes_of_one_computer_have_no_link() -> None:
     def here(n_nodes: int) -> list[Host]:
-        return [Host("this computer", n_nodes, 1, None, ["root", "worker1"][:n_nodes])]
+        return [Host("this computer", ["root", "worker1"][:n_nodes], 1, None)]
 
     asked = Wanted("big.gguf", LLAMA8B, 16, "f16", "f32", "none", [1, 2], here)
     assert to_measure(asked) == [Nodes(1, 1), Nodes(2, 1)]
@@ -199,7 +199,7 @@ def test_a_slow_link_is_said_with_what_helps() -> None:
 
 def test_more_threads_than_cores_are_said() -> None:
     def here(n_nodes: int) -> list[Host]:
-        return [Host("this computer", n_nodes, 1, None, [f"n{i}" for i in range(n_nodes)])]
+        return [Host("this computer", [f"n{i}" for i in range(n_nodes)], 1, None)]
 
     asked = Wanted("m", LLAMA8B, 512, "f16", "f32", "none", [1, 2, 4, 8], here)
     assert advice_for(asked)[-1] == "4 or 8 nodes share 2 cores of this computer: add nodes with computers"

@@ -22,7 +22,7 @@ def this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fields_of(host: Host) -> tuple[str, list[str], int, int | None]:
-    return host.name, list(host.names), host.threads, host.free_bytes
+    return host.host, list(host.nodes), host.threads, host.free_bytes
 
 
 def test_without_a_file_each_node_has_a_computer_like_this_one_or_all_share_it() -> None:
