@@ -20,7 +20,8 @@ from dllama_zmq.cli.progress import Arrivals, Display
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
 from dllama_zmq.cluster import ClusterFile
-from dllama_zmq.errors import ClusterError, UsageError
+from dllama_zmq.errors import UsageError
+from dllama_zmq.launch.invitations import check_root_is_here
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import (
     Record,
@@ -64,7 +65,7 @@ def up(
 
         be_root(file)
         return
-    _check_is_here(file, "up")
+    check_root_is_here(file, "up")
     _up(file, install)
 
 
@@ -77,19 +78,10 @@ def restart(*, which: flags.AnyCluster, overrides: flags.Overrides) -> None:
     """
     overrides = fetched(overrides)
     file = applied(overrides, running_here(chosen_path(which.file, which.option), even_down=True))
-    _check_is_here(file, "restart")
+    check_root_is_here(file, "restart")
     if take_down(file):
         note(f"{file.cluster.name} is down")
     _up(file)
-
-
-def _check_is_here(file: ClusterFile, command: str) -> None:
-    """Raise ClusterError if this computer cannot be the root, before its cluster is taken down."""
-    if address_elsewhere(file.cluster) is not None:
-        raise ClusterError(
-            f"{file.path}: root.host: {file.cluster.root.host} is not an address of this computer; "
-            f"run `{file.command(command)}` on the computer that has it"
-        )
 
 
 def _up(file: ClusterFile, install: bool = False) -> None:

@@ -65,7 +65,7 @@ def _check_security(file: ClusterFile) -> None:
 
 
 def check_root_is_here(file: ClusterFile, command: str) -> None:
-    """Raise ConfigError if the cluster's root, which has the keys, is on another computer."""
+    """Raise ConfigError if the cluster's root is another computer, on which `command` can do what it does."""
     if address_elsewhere(file.cluster) is not None:
         raise ConfigError(
             f"{file.path}: root.host: {file.cluster.root.host} is not an address of this computer; run "
