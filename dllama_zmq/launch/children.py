@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dllama_zmq.launch.paths import ClusterPaths, writing
 from dllama_zmq.own_code import own_code
@@ -18,6 +18,7 @@ from dllama_zmq.own_code import own_code
 logger = logging.getLogger(__name__)
 
 _MAX_PAUSE_S = 30.0
+_SOUND_AFTER_S = 60.0  # a child that lived this long starts with no deaths again
 MAX_LOG_BYTES = 8 << 20
 
 
@@ -35,28 +36,21 @@ class Child:
     @classmethod
     def start(cls, name: str, words: Sequence[str], paths: ClusterPaths, pass_fds: Sequence[int] = ()) -> Child:
         """Start `dllama-zmq WORDS`, which writes to the log `name`."""
+        command = [sys.executable, "-m", "dllama_zmq", *words]
         with open_log(paths, name) as log:
-            log_start = log.tell()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dllama_zmq", *words],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=child_environment(),
-                start_new_session=True,
-                pass_fds=pass_fds,
-            )
-        return cls(process, paths.log(name), log_start)
+            return cls._start(command, log, stdout=log, env=child_environment(), pass_fds=pass_fds)
 
     @classmethod
     def start_quiet(cls, name: str, command: Sequence[str], paths: ClusterPaths) -> Child:
         """Start another program. Its stderr goes to the log `name`; its stdout is dropped."""
         with open_log(paths, name) as log:
-            log_start = log.tell()
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
-            )
-        return cls(process, paths.log(name), log_start)
+            return cls._start(command, log, stdout=subprocess.DEVNULL)
+
+    @classmethod
+    def _start(cls, command: Sequence[str], log: BinaryIO, **how: Any) -> Child:
+        log_start = log.tell()
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, start_new_session=True, **how)
+        return cls(process, Path(log.name), log_start)
 
     def ending(self) -> str:
         """How it ended, with the last error in its log; empty while it runs."""
@@ -89,9 +83,27 @@ class Child:
         self.close_stdin()
 
 
-def restart_pause_s(deaths: int) -> float:
-    """The pause, in seconds, before restarting a child after `deaths` deaths in a row."""
-    return 0.0 if deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (deaths - 2))
+@dataclass(slots=True)
+class Restarts:
+    """When a child that keeps ending starts again: after a pause that doubles with each end in a row.
+
+    ending: how it ended last. deaths: in a row. next_start: None while its end has not been seen.
+    """
+
+    started: float
+    ending: str = ""
+    deaths: int = 0
+    next_start: float | None = None
+
+    def note(self, ending: str, now: float) -> None:
+        """The child has ended."""
+        self.ending = ending
+        self.deaths = self.deaths + 1 if now - self.started < _SOUND_AFTER_S else 1
+        self.next_start = now + (0.0 if self.deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (self.deaths - 2)))
+
+    def note_start(self, now: float) -> None:
+        """The child was started again."""
+        self.started, self.next_start = now, None
 
 
 def await_ends(children: Mapping[str, Child], wait_s: float) -> list[str]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from dllama_zmq.bus.roster import Roster
 from dllama_zmq.errors import ClusterError
-from dllama_zmq.launch.children import await_ends, restart_pause_s
+from dllama_zmq.launch.children import Restarts, await_ends
 from dllama_zmq.launch.launchers import Launcher
 
 logger = logging.getLogger(__name__)
 
-_SOUND_AFTER_S = 60.0  # a worker that lived this long starts with no deaths again
 _MAX_DEATHS = 3  # deaths of one worker in a row before the cluster was first ready
 _STOPPED_S = 5.0  # grace for a lost worker that a signal has stopped: SIGCONT may follow
 
@@ -22,10 +21,7 @@ _STOPPED_S = 5.0  # grace for a lost worker that a signal has stopped: SIGCONT m
 @dataclass(slots=True)
 class _Worker:
     launcher: Launcher
-    started: float
-    ending: str = ""  # how it ended last, with its last error
-    deaths: int = 0  # in a row
-    next_start: float | None = None  # None: its end has not been seen yet
+    restarts: Restarts
     has_joined: bool = False
     missing_since: float | None = None
 
@@ -38,7 +34,6 @@ class Fleet:
     """The workers of one cluster that its root starts. Call `watch` often, and `stop` at the end.
 
     roster: the places of the workers. join_s: seconds that a started worker may take to join.
-
     """
 
     def __init__(self, launchers: Sequence[Launcher], roster: Roster, join_s: float) -> None:
@@ -48,7 +43,7 @@ class Fleet:
         self._workers: list[_Worker] = []
         for launcher in launchers:
             launcher.start()
-            self._workers.append(_Worker(launcher, time.monotonic()))
+            self._workers.append(_Worker(launcher, Restarts(time.monotonic())))
 
     def watch(self) -> None:
         """Restart dead workers, after a pause that doubles with each death in a row, and kill frozen ones.
@@ -58,32 +53,31 @@ class Fleet:
         now = time.monotonic()
         self._has_been_ready = self._has_been_ready or self._roster.ready
         for worker in self._workers:
-            if worker.next_start is None:
-                if ending := worker.launcher.ending():
-                    self._note_death(worker, ending, now)
+            restarts, launcher = worker.restarts, worker.launcher
+            if restarts.next_start is None:
+                if ending := launcher.ending():
+                    restarts.note(ending, now)
+                    self._check_deaths(worker)
                 elif self._is_frozen(worker, now):
-                    worker.launcher.kill()
-            if worker.next_start is not None and now >= worker.next_start:
-                logger.warning("starting again %s: it ended with %s", worker.name, worker.ending)
-                worker.launcher.start()
-                worker.started = now
-                worker.next_start, worker.has_joined, worker.missing_since = None, False, None
-            elif worker.next_start is not None:
+                    launcher.kill()
+            if restarts.next_start is not None and now >= restarts.next_start:
+                logger.warning("starting again %s: it ended with %s", worker.name, restarts.ending)
+                launcher.start()
+                restarts.note_start(now)
+                worker.has_joined, worker.missing_since = False, None
+            elif restarts.next_start is not None:
                 self._roster.explain_absence(
                     worker.name,
-                    f"ended {worker.deaths} times in a row, last with {worker.ending}, and starts again in "
-                    f"{worker.next_start - now:.0f} s; its log is {worker.launcher.log}",
+                    f"ended {restarts.deaths} times in a row, last with {restarts.ending}, and starts again in "
+                    f"{restarts.next_start - now:.0f} s; its log is {launcher.log}",
                 )
 
-    def _note_death(self, worker: _Worker, ending: str, now: float) -> None:
-        worker.ending = ending
-        worker.deaths = worker.deaths + 1 if now - worker.started < _SOUND_AFTER_S else 1
-        if worker.deaths >= _MAX_DEATHS and not self._has_been_ready:
+    def _check_deaths(self, worker: _Worker) -> None:
+        if worker.restarts.deaths >= _MAX_DEATHS and not self._has_been_ready:
             raise ClusterError(
-                f"{worker.name} ended {worker.deaths} times before the cluster was ready, last with "
-                f"{worker.ending}; its log is {worker.launcher.log}"
+                f"{worker.name} ended {worker.restarts.deaths} times before the cluster was ready, last with "
+                f"{worker.restarts.ending}; its log is {worker.launcher.log}"
             )
-        worker.next_start = now + restart_pause_s(worker.deaths)
 
     def _is_frozen(self, worker: _Worker, now: float) -> bool:
         """Whether a worker's process lives, but the worker has not joined in time."""

@@ -18,7 +18,7 @@ from dllama_zmq.api_config import API_PORTS, ApiConfig, GatewaySettings
 from dllama_zmq.bus.addresses import join
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import BusError
-from dllama_zmq.launch.children import Child, await_ends, restart_pause_s
+from dllama_zmq.launch.children import Child, Restarts, await_ends
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.registry import running_clusters
 
@@ -28,7 +28,6 @@ GATEWAY = "gateway"
 """The name of its log, and of the command that runs it."""
 
 _BACKLOG = 256
-_SOUND_AFTER_S = 60.0
 
 
 def listen(file: ClusterFile) -> socket.socket | None:
@@ -105,20 +104,18 @@ class Gateway:
             limits=api.limits,
             step_s=file.cluster.limits.step_s,
         )
-        self._deaths = 0
-        self._next_start: float | None = None
         self._start()
+        self._restarts = Restarts(time.monotonic())
 
     def watch(self) -> None:
-        """Restart the server if it has ended, after a pause that doubles with each end in a row."""
-        now = time.monotonic()
-        if self._next_start is None and (ending := self._child.ending()):
-            self._deaths = self._deaths + 1 if now - self._started < _SOUND_AFTER_S else 1
-            self._ending = ending
-            self._next_start = now + restart_pause_s(self._deaths)
-        if self._next_start is not None and now >= self._next_start:
-            logger.warning("starting the API server again: it ended with %s", self._ending)
+        """Restart the server if it has ended."""
+        now, restarts = time.monotonic(), self._restarts
+        if restarts.next_start is None and (ending := self._child.ending()):
+            restarts.note(ending, now)
+        if restarts.next_start is not None and now >= restarts.next_start:
+            logger.warning("starting the API server again: it ended with %s", restarts.ending)
             self._start()
+            restarts.note_start(now)
 
     def stop(self, wait_s: float) -> None:
         """End the server; kill it if it has not left after `wait_s`."""
@@ -130,7 +127,6 @@ class Gateway:
         descriptor = self._listener.fileno()
         self._child = Child.start(GATEWAY, [GATEWAY, "--listener", str(descriptor)], self._paths, [descriptor])
         self._child.write(msgspec.json.encode(self._settings) + b"\n")  # if it has ended, `watch` will notice
-        self._started, self._next_start = time.monotonic(), None
 
 
 def inherited(descriptor: int) -> socket.socket:

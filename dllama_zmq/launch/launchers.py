@@ -21,10 +21,12 @@ from dllama_zmq.node_config import WorkerConfig
 class Launcher(ABC):
     """One worker. Call `start`; call it again after `ending` says that it has ended; call `end` at the end.
 
-    rejoin_s: seconds that a lost worker whose process is alive may take to join again.
+    rejoin_s: seconds that a lost worker whose process is alive may take to join again. child: the process here that is
+    the worker, or that holds the ssh connection to it; only after `start`.
     """
 
     rejoin_s: float
+    child: Child
 
     def __init__(self, name: str, paths: ClusterPaths) -> None:
         self.name = name
@@ -34,11 +36,6 @@ class Launcher(ABC):
     def log(self) -> Path:
         """The file of the worker's output."""
         return self.paths.log(self.name)
-
-    @property
-    @abstractmethod
-    def child(self) -> Child:
-        """The process here that is the worker, or that holds the ssh connection to it. Only after `start`."""
 
     @abstractmethod
     def start(self) -> None:
@@ -82,22 +79,18 @@ class LocalLauncher(Launcher):
         words += ["--model", str(model), "--leave-with-stdin"]
         self._words = [*words, *(["--oversubscribed"] if oversubscribed else [])]
 
-    @property
-    def child(self) -> Child:
-        return self._child
-
     def start(self) -> None:
-        self._child = Child.start(self.name, self._words, self.paths)
-        self._roster.reserve(self.name, self._child.process.pid)
+        self.child = Child.start(self.name, self._words, self.paths)
+        self._roster.reserve(self.name, self.child.process.pid)
 
     def has_joined(self) -> bool:
-        return self._roster.has(self.name, self._child.process.pid)
+        return self._roster.has(self.name, self.child.process.pid)
 
     def is_stopped(self) -> bool:
-        return is_stopped(self._child.process.pid)
+        return is_stopped(self.child.process.pid)
 
     def end(self) -> None:
-        self._child.terminate()
+        self.child.terminate()
 
 
 class SshLauncher(Launcher):
@@ -116,13 +109,9 @@ class SshLauncher(Launcher):
         words = ["worker", *root, "--name", worker.name, "--leave-with-stdin", "--beat"]
         self._words = words if worker.threads == "auto" else [*words, "--threads", str(worker.threads)]
 
-    @property
-    def child(self) -> Child:
-        return self._child
-
     def start(self) -> None:
         command = ssh.command(self._destination, ssh.dllama_line(self._words))
-        self._child = Child.start_quiet(self.name, command, self.paths)
+        self.child = Child.start_quiet(self.name, command, self.paths)
 
     def has_joined(self) -> bool:
         return self._roster.has(self.name)
@@ -131,12 +120,12 @@ class SshLauncher(Launcher):
         return False
 
     def end(self) -> None:
-        self._child.close_stdin()  # the worker there leaves, then ssh ends
+        self.child.close_stdin()  # the worker there leaves, then ssh ends
 
     def ending(self) -> str:
-        code = self._child.process.poll()
+        code = self.child.process.poll()
         if code == ssh.FAILED:
-            return f"exit code {code} of ssh ({ssh.failure(self._destination, self._child.said())})"
+            return f"exit code {code} of ssh ({ssh.failure(self._destination, self.child.said())})"
         if code == ssh.NOT_FOUND:
             return f"exit code {code} (no dllama-zmq is installed at {self._destination}: `dllama-zmq up --install`)"
         return super().ending()
