@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from msgspec.structs import asdict
 
 from dllama_zmq.api_config import ApiConfig
 from dllama_zmq.bus.addresses import join, why_no_answer
@@ -14,11 +16,11 @@ from dllama_zmq.cluster import Cluster
 from dllama_zmq.doctor.findings import Finding, ok, problem, warning
 from dllama_zmq.doctor.listeners import is_of, listener_at
 from dllama_zmq.host import ROOT
-from dllama_zmq.launch.registry import Record, bind_error, running_clusters
+from dllama_zmq.launch.ports import bound_ports, user_of
+from dllama_zmq.launch.registry import Record, bind_error
 from dllama_zmq.node_config import Ports
 
 _CONNECT_S = 1.0
-_PURPOSES = ("replies", "steps", "clients")
 
 
 def own_ports(cluster: Cluster | None, find: Callable[[], Record | None], root: Path = ROOT) -> Iterator[Finding]:
@@ -42,7 +44,7 @@ def own_ports(cluster: Cluster | None, find: Callable[[], Record | None], root: 
             yield ok("ports", f"{port} ({purpose}) is this cluster's own, of {holder}")
             continue
         text = f"{port} ({purpose}) on {host} is taken by {_who(port, holder)}"
-        cure = "stop it, or write other numbers under root.ports" if purpose in _PURPOSES else "stop it"
+        cure = "stop it, or write other numbers under root.ports" if purpose != "API" else "stop it"
         if cluster is None:
             yield warning("ports", text, "a cluster over a network needs other numbers under root.ports")
         else:
@@ -56,8 +58,7 @@ def own_ports(cluster: Cluster | None, find: Callable[[], Record | None], root: 
 def ports_elsewhere(host: str, ports: Ports) -> Iterator[Finding]:
     """The ports of a root on another computer."""
     reached = []
-    for purpose in _PURPOSES:
-        port: int = getattr(ports, purpose)
+    for purpose, port in asdict(ports).items():
         try:
             with socket.create_connection((host, port), _CONNECT_S):
                 reached.append(f"{port} ({purpose})")
@@ -70,23 +71,15 @@ def ports_elsewhere(host: str, ports: Ports) -> Iterator[Finding]:
 
 def _wanted(cluster: Cluster | None) -> Iterator[tuple[str, int, str]]:
     """Host, port and purpose of each port."""
-    ports = Ports() if cluster is None else cluster.tcp_ports
-    if ports is not None:
-        host = "0.0.0.0" if cluster is None else cluster.root.host
-        for purpose in _PURPOSES if cluster is None or cluster.workers else ("clients",):
-            yield host, getattr(ports, purpose), purpose
+    host, ports = ("0.0.0.0", asdict(Ports())) if cluster is None else (cluster.root.host, bound_ports(cluster))
+    for purpose, port in ports.items():
+        yield host, port, purpose
     if cluster is not None and isinstance(cluster.api, ApiConfig) and cluster.api.port is not None:
         yield cluster.api.host, cluster.api.port, "API"
 
 
 def _who(port: int, holder: object) -> str:
-    for other in running_clusters():
-        if other.cluster.tcp_ports is not None and port in _numbers(other.cluster.tcp_ports):
-            return f"the cluster {other.name!r}; {other.down_command()} takes it down"
-        if other.api.endswith(f":{port}"):
-            return f"the API of the cluster {other.name!r}; {other.down_command()} takes it down"
+    if (other := user_of(port)) is not None:
+        what = "the API of the cluster" if other.api.endswith(f":{port}") else "the cluster"
+        return f"{what} {other.name!r}; {other.down_command()} takes it down"
     return str(holder) if holder is not None else "another program"
-
-
-def _numbers(ports: Ports) -> Sequence[int]:
-    return ports.replies, ports.steps, ports.clients

@@ -20,7 +20,7 @@ from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import BusError
 from dllama_zmq.launch.children import Child, Restarts, await_ends
 from dllama_zmq.launch.paths import ClusterPaths
-from dllama_zmq.launch.registry import running_clusters
+from dllama_zmq.launch.ports import user_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def listen(file: ClusterFile) -> socket.socket | None:
             if error.errno != errno.EADDRINUSE:
                 raise BusError(f"api: cannot listen on {_url(api.host, port)}: {error.strerror}") from None
     port = api.port or 0
-    holder = next((one for one in running_clusters() if one.api == _url(api.host, port)), None)
+    holder = user_of(port, file.cluster.name)
     who = (
         f"the cluster {holder.name!r}; take it down ({holder.down_command()})" if holder else "another program; stop it"
     )
