@@ -5,26 +5,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-import msgspec
 from typer import Argument, Option
 
 from dllama_zmq.cli.flag_kinds import MAX, choice, number, real
 from dllama_zmq.cli.flags import Json
-from dllama_zmq.cli.form import grammar_of
 from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.stop_strings import check_stop
 
+Asked: TypeAlias = tuple[int | None, Sampling, list[str], Grammar | None]
+"""The limit of tokens, the sampling parameters, the stop strings and the grammar of an answer."""
+
 _SAMPLING = "Sampling"
-_FORM = "Form of the answer"
+_BY_NAME = [name for name in Sampling.__struct_fields__ if name not in ("seed", "logit_bias", "logprobs")]
+"""The sampling parameters that flags of their names give as they are."""
 
 
-def _real(*names: str, help: str) -> Any:
-    """A flag of sampling that takes a number."""
-    return Option(*names, metavar="X", parser=real, help=help, rich_help_panel=_SAMPLING)
+def _real(*names: str, help: str, metavar: str = "X") -> Any:
+    """A flag that takes a number."""
+    return Option(*names, metavar=metavar, parser=real, help=help)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,8 @@ class PromptFlags:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
-    """How the answer is sampled, and its limits."""
+class Limits:
+    """Where an answer ends."""
 
     steps: Annotated[
         int | None,
@@ -59,20 +61,37 @@ class Sampled:
             help="Most tokens of an answer (256, in a chat no limit); -1: no limit",
         ),
     ] = None
-    temperature: Annotated[
-        float,
-        Option("--temperature", "--temp", metavar="T", parser=real, help="0 is greedy", rich_help_panel=_SAMPLING),
-    ] = 0.8
-    top_p: Annotated[
-        float,
+    stop: Annotated[
+        list[str] | None,
         Option(
-            "--top-p",
-            "--topp",
-            metavar="P",
-            parser=real,
-            help="Sample from the fewest tokens that hold P; 1: off",
-            rich_help_panel=_SAMPLING,
+            "--stop", metavar="TEXT", show_default=False, help="End the answer before this text; may be given again"
         ),
+    ] = None
+
+    def max_tokens(self, usual: int | None = None) -> int | None:
+        """The limit, or `usual`. -1 means no limit, as in llama.cpp. Raises UsageError for 0."""
+        if self.steps == 0:
+            raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
+        return usual if self.steps is None else None if self.steps == -1 else self.steps
+
+    def stop_strings(self) -> list[str]:
+        """The texts before which the answer ends. Raises UsageError."""
+        stop = self.stop or []
+        try:
+            check_stop(stop)
+        except RequestError as error:
+            raise UsageError(f"--stop: {error}") from error
+        return stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(Limits):
+    """How the tokens of an answer are chosen, and where it ends."""
+
+    panel = _SAMPLING
+    temperature: Annotated[float, _real("--temperature", "--temp", metavar="T", help="0 is greedy")] = 0.8
+    top_p: Annotated[
+        float, _real("--top-p", "--topp", metavar="P", help="Sample from the fewest tokens that hold P; 1: off")
     ] = 0.9
     top_k: Annotated[
         int,
@@ -82,15 +101,9 @@ class Sampled:
             least=-MAX,
             words="a whole number",
             help="Sample from the K likeliest tokens; 0: off",
-            rich_help_panel=_SAMPLING,
         ),
     ] = 0
-    seed: Annotated[
-        int,
-        number(
-            "-s", "--seed", least=-1, help="Equal seeds give equal answers; -1: a new one", rich_help_panel=_SAMPLING
-        ),
-    ] = -1
+    seed: Annotated[int, number("-s", "--seed", least=-1, help="Equal seeds give equal answers; -1: a new one")] = -1
     min_p: Annotated[
         float, _real("--min-p", help="Leave out tokens less likely than X times the likeliest; 0: off")
     ] = 0.0
@@ -118,53 +131,70 @@ class Sampled:
             metavar="ID+X",
             show_default=False,
             help="Add X to the logit of a token, as 42-100; may be given again",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None
-    stop: Annotated[
-        list[str] | None,
-        Option(
-            "--stop", metavar="TEXT", show_default=False, help="End the answer before this text; may be given again"
         ),
     ] = None
 
-    def max_tokens(self, usual: int | None = None) -> int | None:
-        """The limit, or `usual`. -1 means no limit, as in llama.cpp. Raises UsageError for 0."""
-        if self.steps == 0:
-            raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
-        return usual if self.steps is None else None if self.steps == -1 else self.steps
-
-    def stop_strings(self) -> list[str]:
-        """The texts before which the answer ends. Raises UsageError."""
-        stop = self.stop or []
-        try:
-            check_stop(stop)
-        except RequestError as error:
-            raise UsageError(f"--stop: {error}") from error
-        return stop
-
-    def sampling(self) -> Sampling:
+    def sampling(self, logprobs: int | None = None) -> Sampling:
         """The sampling parameters. Raises UsageError. A seed of -1 means a random one, as in llama.cpp."""
-        biases = dict(_bias(text) for text in self.logit_bias or ())
-        return _checked(
-            Sampling(
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                seed=None if self.seed == -1 else self.seed,
-                min_p=self.min_p,
-                typical_p=self.typical_p,
-                repetition_penalty=self.repetition_penalty,
-                presence_penalty=self.presence_penalty,
-                frequency_penalty=self.frequency_penalty,
-                logit_bias=biases,
-            )
-        )
+        as_given: dict[str, Any] = {name: getattr(self, name) for name in _BY_NAME}
+        seed, biases = None if self.seed == -1 else self.seed, dict(map(_bias, self.logit_bias or ()))
+        sampling = Sampling(**as_given, seed=seed, logit_bias=biases, logprobs=logprobs)
+        try:
+            sampling.check()
+        except RequestError as error:
+            raise UsageError(str(error)) from error
+        return sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer(Sampled):
-    """How the answer is sampled, its form, and how it is shown."""
+class Formed(Sampled):
+    """The form of an answer, named as in llama.cpp; how its tokens are chosen, and where it ends."""
+
+    panel = "Form of the answer"
+    json_schema: Annotated[
+        str | None, Option("-j", "--json-schema", metavar="SCHEMA", help="JSON that a schema describes")
+    ] = None
+    json_schema_file: Annotated[
+        Path | None, Option("-jf", "--json-schema-file", metavar="FILE", help="The same, from a file")
+    ] = None
+    grammar: Annotated[str | None, Option("--grammar", metavar="RULES", help="What these rules allow (GBNF)")] = None
+    grammar_file: Annotated[
+        Path | None, Option("--grammar-file", metavar="FILE", help="The same, from a file; FILE.lark: Lark")
+    ] = None
+
+    def form(self) -> Grammar | None:
+        """The grammar of the answer; None if none is given.
+
+        Rules are in llama.cpp's notation, those of a .lark file in Lark's. Raises UsageError for more than one, or one
+        that is empty or too long; RequestError for a file that cannot be read.
+        """
+        all_four = (self.json_schema, self.json_schema_file, self.grammar, self.grammar_file)
+        given = [one for one in all_four if one is not None]
+        if not given:
+            return None
+        if len(given) > 1:
+            raise UsageError("the answer can have only one form; give one of --json-schema, --grammar and their files")
+        if self.json_schema is not None or self.json_schema_file is not None:
+            text = self.json_schema or _content("--json-schema-file", self.json_schema_file)
+            grammar = Grammar("json_schema", text)
+        else:
+            is_lark = self.grammar_file is not None and self.grammar_file.suffix == ".lark"
+            text = self.grammar or _content("--grammar-file", self.grammar_file)
+            grammar = Grammar("lark" if is_lark else "gbnf", text)
+        try:
+            grammar.check()
+        except RequestError as error:
+            raise UsageError(str(error)) from error
+        return grammar
+
+    def has_form(self) -> bool:
+        """Whether a grammar is given."""
+        return any((self.json_schema, self.json_schema_file, self.grammar, self.grammar_file))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Formed):
+    """An answer, and how it is shown."""
 
     logprobs: Annotated[
         int | None,
@@ -175,28 +205,6 @@ class Answer(Sampled):
             rich_help_panel=_SAMPLING,
         ),
     ] = None
-    json_schema: Annotated[
-        str | None,
-        Option(
-            "-j",
-            "--json-schema",
-            metavar="SCHEMA",
-            help="JSON that a schema describes",
-            rich_help_panel=_FORM,
-        ),
-    ] = None
-    json_schema_file: Annotated[
-        Path | None,
-        Option("-jf", "--json-schema-file", metavar="FILE", help="The same, from a file", rich_help_panel=_FORM),
-    ] = None
-    grammar: Annotated[
-        str | None,
-        Option("--grammar", metavar="RULES", help="What these rules allow (GBNF)", rich_help_panel=_FORM),
-    ] = None
-    grammar_file: Annotated[
-        Path | None,
-        Option("--grammar-file", metavar="FILE", help="The same, from a file; FILE.lark: Lark", rich_help_panel=_FORM),
-    ] = None
     stats: Annotated[
         str | None,
         choice("--stats", of=Literal["answer", "tokens"], help="Tell what a token took; =tokens: each of them too"),
@@ -206,31 +214,25 @@ class Answer(Sampled):
         bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation")
     ] = True
 
-    def max_tokens(self, usual: int | None = 256) -> int | None:
-        """The limit. Raises UsageError for 0."""
-        return Sampled.max_tokens(self, usual)
+    def checked(self) -> Asked:
+        """What the answer must be, before a cluster is brought up for it.
 
-    def sampling(self) -> Sampling:
-        """The sampling parameters. Raises UsageError."""
+        Raises UsageError, also for what the root would refuse; RequestError for a file that cannot be read.
+        """
         if self.logprobs is not None and not self.json:
             raise UsageError("--logprobs needs --json: plain text has no place for them")
-        return _checked(msgspec.structs.replace(Sampled.sampling(self), logprobs=self.logprobs))
-
-    def form(self) -> Grammar | None:
-        """The grammar of the answer; reads its file. Raises as `grammar_of` does."""
-        return grammar_of(self.json_schema, self.json_schema_file, self.grammar, self.grammar_file)
-
-    def has_form(self) -> bool:
-        """Whether a grammar is given."""
-        return any((self.json_schema, self.json_schema_file, self.grammar, self.grammar_file))
+        return self.max_tokens(256), self.sampling(self.logprobs), self.stop_strings(), self.form()
 
 
-def _checked(sampling: Sampling) -> Sampling:
+def _content(flag: str, path: Path | None) -> str:
+    if path is None:  # the text of the flag is empty
+        return ""
     try:
-        sampling.check()
-    except RequestError as error:
-        raise UsageError(str(error)) from error
-    return sampling
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{flag} {path}: it cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{flag} {path}: it is not UTF-8 text") from None
 
 
 def _bias(text: str) -> tuple[int, float]:

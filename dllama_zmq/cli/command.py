@@ -3,7 +3,7 @@ and some flags need no value.
 
 A command is a function of a module of this folder. Its parameters are its flags, its docstring is its help, and the
 lines below "Examples:" are its examples. A group of flags is a dataclass whose fields are annotated like parameters; a
-command takes the group as one parameter.
+command takes the group as one parameter. The attribute `panel` of the class is their section on the help page.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def _flat(function: Callable[..., None]) -> Callable[..., None]:
             continue
         annotations = get_type_hints(groups[name], include_extras=True)
         for one in fields(groups[name]):
+            its_class = next(each for each in groups[name].__mro__ if one.name in inspect.get_annotations(each))
+            if panel := vars(its_class).get("panel"):
+                annotations[one.name].__metadata__[0].rich_help_panel = panel
             default = inspect.Parameter.empty if one.default is MISSING else one.default
             parameters.append(
                 inspect.Parameter(

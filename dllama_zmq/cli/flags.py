@@ -18,7 +18,6 @@ from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.node_config import Security
 from dllama_zmq.spec import Sync, Weights
 
-_SETTINGS = "Instead of what the file says"
 CLUSTER = "The cluster's file; ./cluster.yaml if not given"
 
 
@@ -71,8 +70,8 @@ class There:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overrides:
-    """Values of the command line that replace the file's. A model's path is relative to the current folder."""
+class ModelAndNodes:
+    """The model, whose path is relative to the current folder, and the nodes."""
 
     model: Annotated[str | None, model_flag("-m", "--model", help=MODEL)] = None
     hub_model: Annotated[
@@ -88,6 +87,17 @@ class Overrides:
     ] = None
     nodes: Annotated[int | None, number("--nodes", help="Nodes on this computer (1), or of a file the first N")] = None
     workers: Workers = None
+
+    def named_model(self) -> str | None:
+        """The model that these flags name."""
+        return self.model or (None if self.hub_model is None else f"{HUB_PREFIX}{self.hub_model}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides(ModelAndNodes):
+    """Values of the command line that replace the file's."""
+
+    panel = "Instead of what the file says"
     context: Annotated[
         int | None,
         number(
@@ -97,7 +107,6 @@ class Overrides:
             "--context",
             most=1 << 24,
             help="Positions to keep room for, prompt and answer together",
-            rich_help_panel=_SETTINGS,
         ),
     ] = None
     tokenizer: Annotated[
@@ -106,31 +115,27 @@ class Overrides:
             "--tokenizer",
             metavar="FILE",
             help="The model's tokenizer, where it does not bring one",
-            rich_help_panel=_SETTINGS,
         ),
     ] = None
     weights: Annotated[
         Weights | None,
-        choice("--weights", of=Weights, help="Type in which a folder's weights are read", rich_help_panel=_SETTINGS),
+        choice("--weights", of=Weights, help="Type in which a folder's weights are read"),
     ] = None
     threads: Annotated[
         int | None,
-        number("-t", "--threads", "--nthreads", help="Threads of every node here", rich_help_panel=_SETTINGS),
+        number("-t", "--threads", "--nthreads", help="Threads of every node here"),
     ] = None
     sync: Annotated[
         Sync | None,
         choice(
-            "--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus", rich_help_panel=_SETTINGS
+            "--sync",
+            "--buffer-float-type",
+            of=Sync,
+            help="Type of activations on the bus",
         ),
     ] = None
     kernels: Annotated[
         KernelChoice | None,
-        choice("--kernels", of=KernelChoice, help="Back end of the arithmetic", rich_help_panel=_SETTINGS),
+        choice("--kernels", of=KernelChoice, help="Back end of the arithmetic"),
     ] = None
-    force: Annotated[
-        bool, Option("--force", help="Start it although memory seems too small", rich_help_panel=_SETTINGS)
-    ] = False
-
-    def named_model(self) -> str | None:
-        """The model that these flags name."""
-        return self.model or (None if self.hub_model is None else f"{HUB_PREFIX}{self.hub_model}")
+    force: Annotated[bool, Option("--force", help="Start it although memory seems too small")] = False

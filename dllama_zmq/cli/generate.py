@@ -23,7 +23,6 @@ from dllama_zmq.cli.prompt import read_prompt
 from dllama_zmq.cli.reply import Reply
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.cli.using import Used, file_for, used, used_at, with_model
-from dllama_zmq.grammar import Grammar
 
 
 def run(
@@ -52,13 +51,13 @@ def run(
         from dllama_zmq.cli.chat.settings import Settings
 
         if has_terminal():
-            limit, stop = answer_flags.Sampled.max_tokens(answer), tuple(answer.stop_strings())
-            settings = Settings(answer.sampling(), limit, stop, verbose=answer.stats is not None)
+            stop = tuple(answer.stop_strings())
+            settings = Settings(answer.sampling(), answer.max_tokens(), stop, verbose=answer.stats is not None)
             converse(used(*file_for(source, overrides, cluster)), Options(settings))
             return
     text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
-    form = _checked(answer)
-    _answer(text, used(*file_for(source, overrides, cluster)), answer, form)
+    asked = answer.checked()
+    _answer(text, used(*file_for(source, overrides, cluster)), answer, asked)
 
 
 def generate(
@@ -80,47 +79,38 @@ def generate(
     """
     text = read_prompt(prompt, 'dllama-zmq generate "Once upon a time"')
     address = elsewhere(there, cluster)
-    form = _checked(answer)
+    asked = answer.checked()
     if address is not None:
-        _answer(text, used_at(address, there.security, overrides), answer, form)
+        _answer(text, used_at(address, there.security, overrides), answer, asked)
     else:
         path, overrides = chosen_path(cluster), fetched(overrides)
-        _answer(text, used(for_a_call(path, overrides), overrides), answer, form)
+        _answer(text, used(for_a_call(path, overrides), overrides), answer, asked)
 
 
 def _answer(
-    prompt: str, source: AbstractContextManager[Used], options: answer_flags.Answer, form: Grammar | None
+    prompt: str, source: AbstractContextManager[Used], options: answer_flags.Answer, asked: answer_flags.Asked
 ) -> None:
+    max_tokens, sampling, stop, grammar = asked
     with source as cluster, Display() as display:
         display.activity("asking the root")
-        screen = _Screen(prompt, options, display)
-        answers = cluster.client.generate(
-            prompt, options.max_tokens(), options.sampling(), stop=options.stop_strings(), grammar=form
-        )
+        screen = _Screen(prompt, options, max_tokens, display)
+        answers = cluster.client.generate(prompt, max_tokens, sampling, stop=stop, grammar=grammar)
         try:
             for answer in answers:
                 screen.reply.take(answer)
         finally:
             answers.close()  # cancels the request if we stop early
             screen.reply.end()
-        _report(screen.reply, options, cluster, prompt)
-
-
-def _checked(options: answer_flags.Answer) -> Grammar | None:
-    """The grammar of the answer. Raises the root's UsageErrors before a cluster is brought up."""
-    options.max_tokens()
-    options.sampling()
-    options.stop_strings()
-    return options.form()
+        _report(screen.reply, options, max_tokens, cluster, prompt)
 
 
 class _Screen:
     """Prints one answer as it arrives, and progress on `display`. A `reply.Screen`."""
 
-    def __init__(self, prompt: str, options: answer_flags.Answer, display: Display) -> None:
+    def __init__(self, prompt: str, options: answer_flags.Answer, max_tokens: int | None, display: Display) -> None:
         self.reply = Reply(self, stats=Stats(display.line if options.stats == "tokens" else None))
         self._echoed = prompt if options.echo else ""
-        self._options, self._display = options, display
+        self._options, self._max_tokens, self._display = options, max_tokens, display
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # On one terminal, text and the lines of --stats=tokens would mix, so the text is printed at the end.
         self._streams = not options.json and not (options.stats == "tokens" and one_terminal)
@@ -151,8 +141,7 @@ class _Screen:
             _write(text if self._shown else self._echoed + text)
             self._shown, self._waits = True, False
         if self._tells_tokens:
-            n_tokens, most = len(self.reply.tokens), self._options.max_tokens() or 0
-            self._display.activity("generating", n_tokens, most, "tokens")
+            self._display.activity("generating", len(self.reply.tokens), self._max_tokens or 0, "tokens")
 
     def end(self) -> None:
         """Finish the text."""
@@ -169,14 +158,14 @@ class _Screen:
             _write("\n")
 
 
-def _report(reply: Reply, options: answer_flags.Answer, cluster: Used, prompt: str) -> None:
+def _report(reply: Reply, options: answer_flags.Answer, max_tokens: int | None, cluster: Used, prompt: str) -> None:
     """Print the notes after a complete answer, or its JSON object."""
     if options.stats:
         reply.stats.print_table(cluster.n_nodes)
     elif sys.stderr.isatty():
         note(reply.stats.sentence())
     n_answer = len(reply.tokens)
-    if reply.started is not None and reply.reason == "length" and n_answer != options.max_tokens():
+    if reply.started is not None and reply.reason == "length" and n_answer != max_tokens:
         note(
             f"the answer ends here because the context is full: {reply.started.prompt_tokens} tokens of the prompt and "
             f"{n_answer} of the answer; -c makes room for more, up to the model's own context (`dllama-zmq inspect` "

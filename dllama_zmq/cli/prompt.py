@@ -20,7 +20,6 @@ def read_prompt(flags: PromptFlags, example: str) -> str:
 
     Without a flag, stdin is read unless it is a terminal. Raises UsageError for no prompt, several, or one that is not
     UTF-8; RequestError for a file that cannot be read.
-    UTF-8; RequestError for a file that cannot be read.
     """
     given = [one for one in (flags.prompt, flags.prompt_option, flags.prompt_file) if one is not None]
     if len(given) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,6 @@ from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.shapes import SHAPES
 from dllama_zmq.sources import DEMO
 
-_PANEL = "Instead of the shape's own numbers"
-
 
 def shape_flag(help: str) -> Any:
     """The flag for a published shape's name."""
@@ -23,13 +21,14 @@ def shape_flag(help: str) -> Any:
 
 
 def _number(name: str) -> Any:
-    return number(f"--{name}", least=0, most=1 << 24, help="", rich_help_panel=_PANEL)
+    return number(f"--{name}", least=0, most=1 << 24, help="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeNumbers:
     """Numbers that replace the shape's own."""
 
+    panel = "Instead of the shape's own numbers"
     layers: Annotated[int | None, _number("layers")] = None
     dim: Annotated[int | None, _number("dim")] = None
     hidden: Annotated[int | None, _number("hidden")] = None
@@ -41,7 +40,7 @@ class ShapeNumbers:
 
     def given(self) -> dict[str, int]:
         """The numbers that are given, by their names in shapes.OVERRIDES."""
-        values = {name.replace("_", "-"): getattr(self, name) for name in self.__slots__}
+        values = {name.replace("_", "-"): value for name, value in asdict(self).items()}
         return {name: value for name, value in values.items() if value is not None}
 
 
