@@ -1,20 +1,24 @@
-"""Measure the rates of `speed.py`: nodes of this computer run a small model of random weights together."""
+"""Measure the rates of `speed.py`: nodes of this computer run a small model of random weights together;
+and messages travel over loopback with and without CURVE."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from statistics import median
 
 import msgspec
+import zmq
 
 from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
 from dllama_zmq.bench.child import measure_in_child
 from dllama_zmq.bench.machine import Products, measure_products
 from dllama_zmq.bench.random_file import kept_shape, shape_title
 from dllama_zmq.bench.rows import Row
-from dllama_zmq.bench.speed import Rates, rates_of
+from dllama_zmq.bench.speed import Encryption, Rates, rates_of
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.errors import PlanError
 from dllama_zmq.formats import data_bytes
@@ -24,6 +28,7 @@ from dllama_zmq.reporting import Reporter, plural
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import PREFILL_TOKENS, kernel_needs, possible_node_counts
 from dllama_zmq.spec import FloatType, ModelSpec, Sync
+from dllama_zmq.trust.keys import KeyPair
 
 _SHAPE, _VOCAB = "tinyllama", 2048
 _MIN_BYTES = 150_000_000
@@ -36,6 +41,10 @@ _STORED_AS = {
 """The type of the small model for a model's type that a `.m` file cannot have."""
 _CASES = (Case("pp", PREFILL_TOKENS), Case("tg", 32))
 _REPETITIONS = 4
+
+_SMALL_BYTES, _LARGE_BYTES = 64, 1 << 20
+_ROUND_TRIPS = 15
+_WAIT_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +115,46 @@ def small_model(weight_type: FloatType) -> tuple[ModelSpec, str]:
 def _speed(row: Row) -> float:
     samples: list[float] = row["samples_tokens_per_s"]
     return median(samples)
+
+
+def measure_encryption() -> Encryption:
+    """Compares round trips on loopback with and without CURVE; 0.2 s. Raises TrustError if libzmq has no CURVE."""
+    keys = KeyPair.new()
+    plain, curve = _round_trips(None), _round_trips(keys)
+    small_s, large_s = (max(0.0, curve[size] - plain[size]) / 2 for size in (_SMALL_BYTES, _LARGE_BYTES))
+    return Encryption(small_s, max(0.0, large_s - small_s) / _LARGE_BYTES)
+
+
+def _round_trips(keys: KeyPair | None) -> dict[int, float]:
+    """Seconds of the median round trip of messages of each size, over TCP."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context, context.socket(zmq.PAIR) as server, context.socket(zmq.PAIR) as peer:
+        for socket in (server, peer):
+            socket.linger, socket.rcvtimeo, socket.sndtimeo = 0, _WAIT_MS, _WAIT_MS
+        if keys is not None:
+            server.curve_server, server.curve_secretkey = True, keys.secret.encode()
+            own = KeyPair.new()
+            peer.curve_serverkey = keys.public.encode()
+            peer.curve_publickey, peer.curve_secretkey = own.public.encode(), own.secret.encode()
+        port = server.bind_to_random_port("tcp://127.0.0.1")
+        peer.connect(f"tcp://127.0.0.1:{port}")
+        echo = threading.Thread(target=_echo, args=(server,), daemon=True)
+        echo.start()
+        found = {}
+        for n_bytes in (_SMALL_BYTES, _LARGE_BYTES):
+            data = bytes(n_bytes)
+            took_s = []
+            for _ in range(_ROUND_TRIPS):
+                start = time.perf_counter()
+                peer.send(data)
+                peer.recv()
+                took_s.append(time.perf_counter() - start)
+            found[n_bytes] = median(took_s)
+        peer.send(b"")
+        echo.join()
+    return found
+
+
+def _echo(server: zmq.Socket[bytes]) -> None:
+    while data := server.recv():
+        server.send(data)

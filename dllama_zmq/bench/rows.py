@@ -18,8 +18,11 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from dllama_zmq.bench.cases import Nodes, work
+from dllama_zmq.bench.machine import blas_macs_per_s, measure_products
 from dllama_zmq.bench.measure import Measured
+from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import FloatType
 
 Row: TypeAlias = dict[str, Any]
 
@@ -60,6 +63,17 @@ def figures(
         "weight_bytes_per_token": weight_bytes,
         "macs_per_token": macs,
         "read_gb_per_s": read_bytes_per_s / 1e9,
+    }
+
+
+def product_row(threads: int, choice: KernelChoice, weight_type: FloatType) -> Row:
+    """The row of the product of a type of weights on `threads` threads, with memory read and BLAS, without the fields
+    that all rows share."""
+    found, test = measure_products(threads, choice, weight_type), f"mv {weight_type.name.lower()}"
+    return {
+        **figures(test, Nodes(1, threads), found.per_s, found.taken, found.read_bytes_per_s, best=True),
+        "read_by": found.read_by,
+        "blas_gmac_per_s": blas_macs_per_s(threads) / 1e9,
     }
 
 

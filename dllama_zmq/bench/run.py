@@ -13,9 +13,9 @@ from dllama_zmq import __version__
 from dllama_zmq.bench.calibration import Measuring, measure_rates
 from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
 from dllama_zmq.bench.child import measure_in_child
-from dllama_zmq.bench.machine import blas_name, cpu_name, product_row, source_commit
+from dllama_zmq.bench.machine import blas_name, cpu_name, source_commit
 from dllama_zmq.bench.random_file import kept_shape, shape_title
-from dllama_zmq.bench.rows import Row
+from dllama_zmq.bench.rows import Row, product_row
 from dllama_zmq.bench.speed import Layout, Rates, decoding, prompt
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.errors import ClusterError, RequestError

@@ -10,11 +10,9 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from dllama_zmq.bench.advice import advice, too_little
-from dllama_zmq.bench.calibration import Measuring, measure_rates
-from dllama_zmq.bench.encryption import measure_encryption
+from dllama_zmq.bench.calibration import Measuring, measure_encryption, measure_rates
 from dllama_zmq.bench.machine import cpu_name
-from dllama_zmq.bench.outlook import Speeds, Wanted, outlook, to_measure
+from dllama_zmq.bench.outlook import Speeds, Wanted, advice, outlook, to_measure, too_little
 from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import completion, flags

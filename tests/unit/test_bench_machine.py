@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dllama_zmq.bench import reader
-from dllama_zmq.bench.machine import WEIGHT_BYTES, blas_name, cpu_name, product_row
-from dllama_zmq.bench.reader import MemoryReader, bytes_to_read
+from dllama_zmq.bench import machine
+from dllama_zmq.bench.machine import WEIGHT_BYTES, MemoryReader, blas_name, bytes_to_read, cpu_name
+from dllama_zmq.bench.rows import product_row
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.spec import FloatType
 
@@ -40,7 +40,7 @@ def test_memory_products_and_blas_are_measured_in_every_round_and_in_their_units
 
 
 def test_memory_is_read_by_simd_where_it_can_run_and_by_numpy_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_READ_BYTES", 32 << 20)
+    monkeypatch.setattr(machine, "MAX_READ_BYTES", 32 << 20)
     memory = MemoryReader(2)
     assert (memory.read_by, memory.n_bytes) == (choose_kernels("auto", 1).name, 32 << 20)
     assert 0 < memory.pass_s() < 10
@@ -51,7 +51,7 @@ def test_memory_is_read_by_simd_where_it_can_run_and_by_numpy_elsewhere(monkeypa
 
 
 def test_at_most_a_quarter_of_the_free_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "free_memory_bytes", lambda: 160 << 20)
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 160 << 20)
     assert MemoryReader(1).n_bytes == 40 << 20
 
 

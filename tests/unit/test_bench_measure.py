@@ -10,8 +10,8 @@ import zmq
 from tiny import write_tiny_model
 
 from dllama_zmq.bench.cases import ALONE_STEPS, Case
+from dllama_zmq.bench.machine import MemoryReader
 from dllama_zmq.bench.measure import Bench
-from dllama_zmq.bench.reader import MemoryReader
 from dllama_zmq.reporting import SilentReporter
 from dllama_zmq.root.root import Root, RootSettings
 

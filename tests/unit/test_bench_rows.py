@@ -11,9 +11,8 @@ from tiny import tiny_spec
 
 from dllama_zmq.bench.cases import Case, Nodes, work
 from dllama_zmq.bench.machine import COLUMNS, ROWS, WEIGHT_BYTES
-from dllama_zmq.bench.measure import Measured
+from dllama_zmq.bench.measure import Gaps, Measured
 from dllama_zmq.bench.output import as_json, markdown
-from dllama_zmq.bench.parallel import Gaps
 from dllama_zmq.bench.rows import Row, case_row, figures
 from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.sharding import Plan

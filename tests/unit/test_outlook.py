@@ -7,9 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from dllama_zmq.bench.advice import advice, too_little
 from dllama_zmq.bench.cases import Nodes
-from dllama_zmq.bench.outlook import Host, Speeds, Wanted, fastest, impossible, outlook, to_measure
+from dllama_zmq.bench.outlook import (
+    Host,
+    Speeds,
+    Wanted,
+    advice,
+    fastest,
+    impossible,
+    outlook,
+    to_measure,
+    too_little,
+)
 from dllama_zmq.bench.speed import Encryption, Link, Rates
 from dllama_zmq.errors import PlanError
 from dllama_zmq.shapes import shape
