@@ -15,33 +15,21 @@ from dllama_zmq.reporting import plural
 
 _WIDTH = 80
 _WAIT = "wait %: the part of its time that the root waits for workers; kB/tok: payload"
-_HEAD = """
-| test           | nodes |       tokens/s | % read | GMAC/s |  kB/tok | wait % |
-| -------------- | ----: | -------------: | -----: | -----: | ------: | -----: |
-"""
-_PARALLEL_HEAD = """
-| many at once   | nodes | each, tok/s | first, s | gap ms | beside | p99 ms |
-| -------------- | ----: | ----------: | -------: | -----: | -----: | -----: |
-"""
-_PARALLEL_NOTE = """
+
+# Of each table: the width of each column. The first column is words, the others are numbers.
+_CASES = {"test": 14, "nodes": 5, "tokens/s": 14, "% read": 6, "GMAC/s": 6, "kB/tok": 7, "wait %": 6}
+_TOGETHER = {"many at once": 14, "nodes": 5, "each, tok/s": 11, "first, s": 8, "gap ms": 6, "beside": 6, "p99 ms": 6}
+_PREDICTED = {"predicted": 14, "nodes": 5, "tokens/s": 14, "measured": 14, "ratio": 6}
+_PROFILE = {"part": 30, "ms/token": 9, "%": 5, "calls": 7, "us/call": 9}
+_RUNNING = {"test": 10, "tokens/s": 14, "kB/tok": 8, "wait %": 6, "slowest": 24}
+
+_TOGETHER_NOTE = """
 tg32 @ 4: 4 sequences together; tokens/s of each. pp512 @ 4: a prompt that comes
 while 4 others run; seconds to its first token; the gap between two tokens of the
 others without it, and beside it (median and 99th percentile).
 """
-_RUNNING_HEAD = """
-| test       |       tokens/s |   kB/tok | wait % |                  slowest |
-| ---------- | -------------: | -------: | -----: | -----------------------: |
-"""
-_PREDICTED_HEAD = """
-| predicted      | nodes |       tokens/s |       measured |  ratio |
-| -------------- | ----: | -------------: | -------------: | -----: |
-"""
 _PREDICTED_NOTE = """
 predicted: from what these nodes did with a small model before (SPEED.md).
-"""
-_PROFILE_HEAD = """
-| part                           |  ms/token |     % |   calls |   us/call |
-| ------------------------------ | --------: | ----: | ------: | --------: |
 """
 _PROFILE_NOTE = """
 A product's time includes quantizing its input; python: all time outside kernels and waiting; calls: of one repetition.
@@ -58,18 +46,18 @@ def markdown(batches: Iterable[Sequence[Row]]) -> Iterator[str]:
     rows: list[Row] = []
     for batch in batches:
         if not rows:
-            yield _about(batch) + _HEAD
+            yield _about(batch) + _head(_CASES)
         rows += batch
-        yield "".join(map(_line, batch))
-    if parallel := [row for row in rows if row["parallel"] > 1]:
-        yield _PARALLEL_HEAD + "".join(map(_of_many, parallel)) + _PARALLEL_NOTE
+        yield "".join(map(_case, batch))
+    if together := [row for row in rows if row["parallel"] > 1]:
+        yield _head(_TOGETHER) + "".join(map(_together, together)) + _TOGETHER_NOTE
     if predicted := [row for row in rows if row.get("predicted_tokens_per_s")]:
-        yield _PREDICTED_HEAD + "".join(map(_predicted, predicted)) + _PREDICTED_NOTE
+        yield _head(_PREDICTED) + "".join(map(_predicted, predicted)) + _PREDICTED_NOTE
     for row in rows:
         if "profile" in row:
             title = f"{row['test']}, {Nodes(row['nodes'], row['threads'])}"
             yield f"\n{title}: the root's {row['profile']['ms_per_token']:.3f} ms a token\n"
-            yield _PROFILE_HEAD + "".join(_profile(row["profile"]))
+            yield _head(_PROFILE) + "".join(_profile(row["profile"]))
     if "profile" in rows[-1]:
         yield _PROFILE_NOTE
     commit = f", commit {rows[0]['commit']}" if rows[0]["commit"] else ""
@@ -84,11 +72,11 @@ def running_markdown(status: Status, rows: Iterable[Row]) -> Iterator[str]:
         f"nodes: {', '.join(hosts)}",
         f"{_WAIT}; slowest: the node that the others wait for, and its share of all waiting",
     )
-    yield about + _RUNNING_HEAD
+    yield about + _head(_RUNNING)
     for row in rows:
         slowest = "" if row["slowest_share"] is None else f"{row['slowest']} ({row['slowest_share']:.0%})"
-        figures = f"{_speed(row):>14} | {row['kb_per_token']:8.1f} | {100 * row['wait_share']:6.1f}"
-        yield f"| {row['test']:10} | {figures} | {slowest:>24} |\n"
+        waits = f"{100 * row['wait_share']:.1f}"
+        yield _line(_RUNNING, row["test"], _speed(row), f"{row['kb_per_token']:.1f}", waits, slowest)
 
 
 def _about(products: Sequence[Row]) -> str:
@@ -117,36 +105,35 @@ def _about(products: Sequence[Row]) -> str:
     )
 
 
-def _line(row: Row) -> str:
-    nodes = f"{row['nodes']}x{row['threads']}"
-    share, gmac, kb, wait = (row[key] for key in ("pct_of_read_bandwidth", "gmac_per_s", "kb_per_token", "wait_share"))
-    figures = f"{_speed(row):>14} | {share:6.1f} | {gmac:6.1f} | {kb:7.1f} | {100 * wait:6.1f}"
-    return f"| {row['test']:14} | {nodes:>5} | {figures} |\n"
+def _case(row: Row) -> str:
+    shares = (row["pct_of_read_bandwidth"], row["gmac_per_s"], row["kb_per_token"], 100 * row["wait_share"])
+    return _line(_CASES, row["test"], _nodes(row), _speed(row), *(f"{share:.1f}" for share in shares))
 
 
-def _of_many(row: Row) -> str:
+def _together(row: Row) -> str:
     """The figures of each of the sequences that run together. Cells that this kind of case does not have are empty."""
     digits = {"tokens_per_s_each": 2, "first_token_s": 3, "gap_ms": 1, "gap_beside_ms": 1, "gap_beside_p99_ms": 1}
-    each, first, *gaps = (f"{row[key]:.{n}f}" if key in row else "" for key, n in digits.items())
-    figures = " | ".join([f"{each:>11}", f"{first:>8}", *(f"{gap:>6}" for gap in gaps)])
-    nodes = f"{row['nodes']}x{row['threads']}"
-    return f"| {row['test']:14} | {nodes:>5} | {figures} |\n"
+    figures = (f"{row[key]:.{n}f}" if key in row else "" for key, n in digits.items())
+    return _line(_TOGETHER, row["test"], _nodes(row), *figures)
 
 
 def _predicted(row: Row) -> str:
     predicted: float = row["predicted_tokens_per_s"]
-    nodes, ratio = f"{row['nodes']}x{row['threads']}", predicted / row["tokens_per_s"]
-    digits = _digits(predicted)
-    return f"| {row['test']:14} | {nodes:>5} | {predicted:14.{digits}f} | {_speed(row):>14} | {ratio:6.2f} |\n"
+    speed, ratio = f"{predicted:.{_digits(predicted)}f}", f"{predicted / row['tokens_per_s']:.2f}"
+    return _line(_PREDICTED, row["test"], _nodes(row), speed, _speed(row), ratio)
 
 
 def _profile(profile: Row) -> Iterator[str]:
     for part in profile["parts"]:
-        figures = f"{100 * part['share']:5.1f} | {part['calls']:7g} | {part['us_per_call']:9.1f}"
-        yield f"| {part['name']:30} | {part['ms_per_token']:9.4f} | {figures} |\n"
+        figures = f"{100 * part['share']:.1f}", f"{part['calls']:g}", f"{part['us_per_call']:.1f}"
+        yield _line(_PROFILE, part["name"], f"{part['ms_per_token']:.4f}", *figures)
     for name, key in (("bus wait", "wait"), ("python", "python")):
         ms, share = profile[f"{key}_ms_per_token"], profile[f"{key}_share"]
-        yield f"| {name:30} | {ms:9.4f} | {100 * share:5.1f} | {'':7} | {'':9} |\n"
+        yield _line(_PROFILE, name, f"{ms:.4f}", f"{100 * share:.1f}", "", "")
+
+
+def _nodes(row: Row) -> str:
+    return f"{row['nodes']}x{row['threads']}"
 
 
 def _speed(row: Row) -> str:
@@ -157,6 +144,17 @@ def _speed(row: Row) -> str:
 
 def _digits(speed: float) -> int:
     return 0 if speed >= 1000 else 1 if speed >= 100 else 2
+
+
+def _head(columns: dict[str, int]) -> str:
+    first, *others = columns.values()
+    return "\n" + _line(columns, *columns) + _line(columns, "-" * first, *("-" * (width - 1) + ":" for width in others))
+
+
+def _line(columns: dict[str, int], first: str, *others: str) -> str:
+    width, *widths = columns.values()
+    cells = [f"{first:{width}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths, strict=True))]
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _list(*items: str) -> str:
