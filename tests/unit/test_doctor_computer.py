@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from computers import CPU, computer, levels_and_texts
 
-from dllama_zmq.doctor import hardware, listeners, resources
+from dllama_zmq.doctor import hardware, ports, resources
 from dllama_zmq.kernels.simd.target import missing
 
 GB = 1 << 30
@@ -130,31 +130,31 @@ def test_who_listens_at_a_port_is_found_by_its_process(ip: str) -> None:
         pytest.skip("this computer has no IPv6")
     with server:
         port = server.getsockname()[1]
-        found = listeners.listener_at(port)
+        found = ports.listener_at(port)
         assert found is not None
         assert found.pid == os.getpid()
-        assert listeners.is_of(os.getpid(), os.getppid())
-        assert not listeners.is_of(os.getppid(), os.getpid())
-    assert listeners.listener_at(port) is None
+        assert ports.is_of(os.getpid(), os.getppid())
+        assert not ports.is_of(os.getppid(), os.getpid())
+    assert ports.listener_at(port) is None
 
 
 def test_another_users_process_is_known_by_its_user_alone(tmp_path: Path) -> None:
     line = "0: 0100007F:15C2 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 1 0 100 0 0 10 0"
     made = computer(tmp_path, {"proc/net/tcp": f"  sl  local_address\n{line}", "proc/77/comm": "sshd"})
-    assert str(listeners.listener_at(0x15C2, made)) == "a process of user root"
+    assert str(ports.listener_at(0x15C2, made)) == "a process of user root"
     (made / "proc/77/fd").mkdir()
     (made / "proc/77/fd/3").symlink_to("socket:[4711]")
-    assert str(listeners.listener_at(0x15C2, made)) == "sshd (process 77)"
-    assert listeners.listener_at(0x15C3, made) is None
+    assert str(ports.listener_at(0x15C2, made)) == "sshd (process 77)"
+    assert ports.listener_at(0x15C3, made) is None
 
 
 def test_a_port_over_which_somebody_is_only_connected_has_no_listener(tmp_path: Path) -> None:
     line = "0: 0100007F:15C2 0100007F:9C40 01 00000000:00000000 00:00000000 00000000 0 0 4711 1 0 100 0 0 10 0"
-    assert listeners.listener_at(0x15C2, computer(tmp_path, {"proc/net/tcp": f"  sl  local_address\n{line}"})) is None
+    assert ports.listener_at(0x15C2, computer(tmp_path, {"proc/net/tcp": f"  sl  local_address\n{line}"})) is None
 
 
 def test_who_has_started_a_process_is_found_also_in_a_container_and_under_any_name(tmp_path: Path) -> None:
     made = computer(tmp_path, {"proc/77/stat": "77 (odd) 9 name) S 42 77", "proc/42/stat": "42 (front) S 1 42"})
-    assert listeners.is_of(77, 42, made)
-    assert listeners.is_of(77, 1, made)  # a container's first process
-    assert not listeners.is_of(77, 9, made)
+    assert ports.is_of(77, 42, made)
+    assert ports.is_of(77, 1, made)  # a container's first process
+    assert not ports.is_of(77, 9, made)
