@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,6 +35,8 @@ MAX_TOKENS = 1 << 24  # positions of the longest context that a model may have
 MAX_NODES = 1 << 20  # the plan says which numbers are possible
 MAX_THREADS = 1024
 MAX_SEQUENCES = 1024
+_OF_CLUSTERS = ("cluster", "n_prompt", "n_gen", "repetitions", "output", "json")
+"""Flags that a running cluster supports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,21 +122,9 @@ def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitSta
 
 def _check_for_cluster(options: Options, numbers: Mapping[str, int]) -> None:
     """Raise UsageError for flags that a running cluster does not support."""
-    for_own_nodes = (
-        "model",
-        "shape",
-        "weights",
-        "depth",
-        "parallel",
-        "nodes",
-        "threads",
-        "kernels",
-        "sync",
-        "profile",
-        "predict",
-    )
-    defaults = Options()
-    given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
+    defaults = asdict(Options())
+    differ = [name for name, value in asdict(options).items() if value != defaults[name]]
+    given = [name for name in differ if name not in _OF_CLUSTERS] + list(numbers)
     if given:
         raise UsageError(f"--{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
 
