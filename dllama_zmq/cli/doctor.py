@@ -10,8 +10,7 @@ import typer
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, running_here
 from dllama_zmq.cli.exit_codes import as_json
-from dllama_zmq.cli.inert import inert
-from dllama_zmq.cli.notes import note
+from dllama_zmq.cli.notes import inert, note
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.doctor import Finding, Subject, checks_of, examined
 from dllama_zmq.errors import ConfigError

@@ -15,8 +15,7 @@ from dllama_zmq.bus.client_messages import Logprob
 from dllama_zmq.cli import answer_flags, completion, flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call
 from dllama_zmq.cli.exit_codes import as_json
-from dllama_zmq.cli.inert import inert
-from dllama_zmq.cli.notes import note
+from dllama_zmq.cli.notes import inert, note
 from dllama_zmq.cli.overrides import fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.prompt import read_prompt

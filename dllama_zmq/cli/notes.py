@@ -1,4 +1,8 @@
-"""Lines on stderr."""
+"""Lines on stderr, and text for a terminal, whose control characters are shown and not obeyed.
+
+A model writes what its training or its prompt contains, even escape codes. On a terminal they could move the cursor,
+rename the window, or add text to what the user types next.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import shutil
 import sys
 import textwrap
 
-from dllama_zmq.cli.inert import inert
+_KEPT = "\n\t"
+_INERT = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in _KEPT}
 
 
 def note(text: str) -> None:
@@ -25,3 +30,8 @@ def wrapped(text: str, columns: int) -> str:
         textwrap.wrap(line, columns, break_long_words=False, break_on_hyphens=False) for line in inert(text).split("\n")
     )
     return "\n".join("\n".join(line) for line in lines)
+
+
+def inert(text: str) -> str:
+    r"""`text` with every control character (C0, DEL, C1) but newline and tab as its code, such as \x1b."""
+    return text.translate(_INERT)

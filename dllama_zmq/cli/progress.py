@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Self
 from rich.filesize import decimal, pick_unit_and_suffix
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
-from dllama_zmq.cli.inert import inert
-from dllama_zmq.cli.notes import wrapped
+from dllama_zmq.cli.notes import inert, wrapped
 from dllama_zmq.reporting import Unit, human_bytes
 
 if TYPE_CHECKING:

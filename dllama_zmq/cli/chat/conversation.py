@@ -9,6 +9,7 @@ list of messages is read too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ import msgspec
 from dllama_zmq.errors import UsageError
 
 MAX_FILE_BYTES = 64 << 20
+QUOTES = '"""'
+"""Between these a message may have several lines."""
 Reason = Literal["stop", "length", "cancelled"]
 
 
@@ -94,6 +97,22 @@ def joined(text: str, more: str) -> str:
     """`text` and `more`, with a space between two words."""
     gap = " " if text and more and not text[-1].isspace() and not more[0].isspace() else ""
     return text + gap + more
+
+
+def is_quoted(line: str) -> bool:
+    """Whether a message of several lines begins here."""
+    return line.lstrip().startswith(QUOTES)
+
+
+def quoted(line: str, following: Callable[[], str]) -> str:
+    """The text between the quotes that begin `line` and the closing ones, at the end of a `following` line."""
+    line = line.lstrip().removeprefix(QUOTES)
+    lines = [line]
+    while not line.rstrip().endswith(QUOTES):
+        line = following()
+        lines.append(line)
+    lines[-1] = line.rstrip().removesuffix(QUOTES)
+    return "\n".join(lines).strip("\n")
 
 
 def read_conversation(path: Path) -> Conversation:

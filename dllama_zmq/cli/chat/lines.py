@@ -6,7 +6,7 @@ import select
 import sys
 from collections.abc import Iterator
 
-from dllama_zmq.cli.chat.quotes import QUOTES, is_quoted, quoted
+from dllama_zmq.cli.chat.conversation import QUOTES, is_quoted, quoted
 from dllama_zmq.cli.chat.session import Session
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.exit_codes import as_json

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+import termios
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -17,10 +18,9 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.utils import is_dumb_terminal
 
-from dllama_zmq.cli.chat import settings
-from dllama_zmq.cli.chat.commands import BY_NAME, Commands
-from dllama_zmq.cli.chat.keys import quiet_keys
-from dllama_zmq.cli.chat.quotes import is_quoted, quoted
+from dllama_zmq.cli.chat import commands, settings
+from dllama_zmq.cli.chat.commands import BY_NAME
+from dllama_zmq.cli.chat.conversation import is_quoted, quoted
 from dllama_zmq.cli.chat.session import Session, error_text
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.notes import note
@@ -39,7 +39,6 @@ class Terminal:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._commands = Commands(session, self._answer)
         self._hinted: set[str] = set()
         self._keys: PromptSession[str] = PromptSession(
             history=open_history(),
@@ -52,7 +51,7 @@ class Terminal:
 
     def run(self) -> None:
         """Run until Ctrl-D or /bye."""
-        with quiet_keys():
+        with _quiet_keys():
             self._converse()
 
     def _converse(self) -> None:
@@ -60,7 +59,7 @@ class Terminal:
         while (text := self._message()) is not None:
             if text.startswith("/"):
                 try:
-                    if not self._commands.run(text):
+                    if not commands.run(session, text, self._answer):
                         return
                 except (DllamaError, OSError) as error:
                     note(f"error: {error_text(error, session)}")
@@ -195,3 +194,20 @@ def _output() -> Vt100_Output | None:
         return Size(rows or 24, columns or 80)
 
     return Vt100_Output(stream, size, term=os.environ.get("TERM"), enable_cpr=False)
+
+
+@contextmanager
+def _quiet_keys() -> Iterator[None]:
+    """During this block, typed text is not echoed into the answer, but kept for the next prompt. Ctrl-C still works.
+
+    The terminal is restored at the end and after an error: a signal may come while a prompt is drawn.
+    """
+    descriptor = sys.stdin.fileno()
+    before, quiet = termios.tcgetattr(descriptor), termios.tcgetattr(descriptor)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)  # with ICANON, Ctrl-D would be lost
+    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)

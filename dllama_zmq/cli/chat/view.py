@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from dllama_zmq.cli.inert import inert
+from dllama_zmq.cli.notes import inert
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.reporting import Unit
 
