@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from typer import Argument, Option
 
 from dllama_zmq.bench.calibration import Measuring, measure_encryption, measure_rates
 from dllama_zmq.bench.machine import cpu_name
-from dllama_zmq.bench.outlook import Speeds, Wanted, advice, outlook, to_measure, too_little
+from dllama_zmq.bench.outlook import Host, Speeds, Wanted, advice, outlook, to_measure, too_little
 from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import completion, flags
@@ -123,16 +125,17 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
 def _wanted(options: Options, source: Source, there: flags.There, status: Status | None) -> Wanted:
     """Raises UsageError and PlanError."""
     spec, cluster = source.spec, None if source.file is None else source.file.cluster
-    elsewhere_bytes = None if options.memory is None else size_of(options.memory)
+    of_flags = (options.threads, None if options.memory is None else size_of(options.memory))
     sync: Sync = options.sync or ("f32" if cluster is None else cluster.sync)
     check_sync(spec, sync)
+    hosts: Callable[[int], Sequence[Host]]
     n_there = None
     if status is not None:
-        hosts, n_there = hosts_of_status(status, options.threads, elsewhere_bytes), len(status.nodes)
+        hosts, n_there = partial(hosts_of_status, status, *of_flags), len(status.nodes)
     elif cluster is not None and not options.here:
-        hosts, n_there = hosts_of_file(cluster, options.threads, elsewhere_bytes), cluster.n_nodes
+        hosts, n_there = partial(hosts_of_file, cluster, *of_flags), cluster.n_nodes
     else:
-        hosts = hosts_of_nothing(options.here, options.threads, elsewhere_bytes)
+        hosts = partial(hosts_of_nothing, options.here, *of_flags)
     most = n_there or _USUAL_COUNTS
     counts = [n_nodes for n_nodes in possible_node_counts(spec) if n_nodes <= most]
     if options.nodes is not None:

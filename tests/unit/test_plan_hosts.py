@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from statuses import a_node, a_status
 
@@ -26,15 +28,15 @@ def fields_of(host: Host) -> tuple[str, list[str], int, int | None]:
 
 
 def test_without_a_file_each_node_has_a_computer_like_this_one_or_all_share_it() -> None:
-    assert [fields_of(host) for host in hosts_of_nothing(False, None, GB)(2)] == [
+    assert [fields_of(host) for host in hosts_of_nothing(False, None, GB, 2)] == [
         ("this computer", ["root"], 4, 8 * GB),
         ("the computer of worker1", ["worker1"], 4, GB),
     ]
-    assert [fields_of(host) for host in hosts_of_nothing(True, None, GB)(2)] == [
+    assert [fields_of(host) for host in hosts_of_nothing(True, None, GB, 2)] == [
         ("this computer", ["root", "worker1"], 2, 8 * GB)
     ]
-    assert hosts_of_nothing(True, 3, None)(2)[0].threads == 3
-    assert hosts_of_nothing(True, None, None)(16)[0].threads == 1
+    assert hosts_of_nothing(True, 3, None, 2)[0].threads == 3
+    assert hosts_of_nothing(True, None, None, 16)[0].threads == 1
 
 
 FILE = """
@@ -49,14 +51,14 @@ workers:
 
 
 def test_a_file_says_who_shares_a_computer_and_with_how_many_threads() -> None:
-    hosts = hosts_of_file(parse_cluster(FILE), None, GB)
+    hosts = partial(hosts_of_file, parse_cluster(FILE), None, GB)
     assert [fields_of(host) for host in hosts(2)] == [("this computer", ["root", "here"], 1, 8 * GB)]
     assert [fields_of(host) for host in hosts(4)] == [
         ("this computer", ["root", "here"], 1, 8 * GB),
         # No other computer is taken to have more cores than this one, whose speed is measured.
         ("192.0.2.11", ["pi1", "pi2"], 2, GB),
     ]
-    assert [host.threads for host in hosts_of_file(parse_cluster(FILE), 2, None)(4)] == [2, 2]
+    assert [host.threads for host in hosts_of_file(parse_cluster(FILE), 2, None, 4)] == [2, 2]
 
 
 def test_the_nodes_of_a_running_cluster_are_where_they_are_and_have_what_they_had() -> None:
@@ -68,10 +70,10 @@ def test_the_nodes_of_a_running_cluster_are_where_they_are_and_have_what_they_ha
         a_node("pi2", host="pi", address="192.0.2.11", free_bytes=3 * GB, threads=4),
         a_node("pi3", host="pi", address="192.0.2.12", free_bytes=None, threads=4),
     )
-    assert [fields_of(host) for host in hosts_of_status(status, None, None)(6)] == [
+    assert [fields_of(host) for host in hosts_of_status(status, None, None, 6)] == [
         ("box", ["root", "over ipc", "over tcp"], 1, 7 * GB),  # what is free now, and what the weights take
         ("pi 192.0.2.11", ["pi1", "pi2"], 2, 4 * GB),  # the first one found most
         ("pi 192.0.2.12", ["pi3"], 4, None),
     ]
-    assert [host.free_bytes for host in hosts_of_status(status, None, GB)(6)] == [7 * GB, GB, GB]
-    assert [fields_of(host) for host in hosts_of_status(status, None, None)(1)] == [("box", ["root"], 2, 3 * GB)]
+    assert [host.free_bytes for host in hosts_of_status(status, None, GB, 6)] == [7 * GB, GB, GB]
+    assert [fields_of(host) for host in hosts_of_status(status, None, None, 1)] == [("box", ["root"], 2, 3 * GB)]
