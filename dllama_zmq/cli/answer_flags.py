@@ -96,11 +96,7 @@ class Sampled(Limits):
     top_k: Annotated[
         int,
         number(
-            "--top-k",
-            "--topk",
-            least=-MAX,
-            words="a whole number",
-            help="Sample from the K likeliest tokens; 0: off",
+            "--top-k", "--topk", least=-MAX, words="a whole number", help="Sample from the K likeliest tokens; 0: off"
         ),
     ] = 0
     seed: Annotated[int, number("-s", "--seed", least=-1, help="Equal seeds give equal answers; -1: a new one")] = -1

@@ -46,9 +46,7 @@ class Options:
     cluster: Annotated[Path | None, cluster_flag("A running cluster, as it is, instead of nodes here")] = None
     model: Annotated[str | None, model_flag("-m", "--model", help="A model; demo if not given")] = None
     shape: Annotated[str | None, shape_flag("Random weights of a published shape")] = None
-    weights: Annotated[
-        Weights | None, choice("--weights", of=Weights, help="Type of the random weights; q40 if not given")
-    ] = None
+    weights: Annotated[Weights | None, flags.weights_flag("Type of the random weights; q40 if not given")] = None
     n_prompt: Annotated[str, Option("-p", "--n-prompt", metavar="N,…", help="Prompt lengths in tokens; 0: none")] = (
         "128,512"
     )
@@ -66,10 +64,8 @@ class Options:
     threads: Annotated[
         str, Option("-t", "--threads", "--nthreads", metavar="N,…", help="Compute threads of each node")
     ] = "1"
-    kernels: Annotated[KernelChoice, choice("--kernels", of=KernelChoice, help="Back end of the arithmetic")] = "auto"
-    sync: Annotated[Sync, choice("--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus")] = (
-        "f32"
-    )
+    kernels: Annotated[KernelChoice, flags.KERNELS] = "auto"
+    sync: Annotated[Sync, flags.SYNC] = "f32"
     output: Annotated[
         Literal["md", "json"],
         choice("-o", "--output", of=Literal["md", "json"], help="A Markdown table, or its rows as JSON"),

@@ -8,6 +8,7 @@ command takes the group as one parameter. The attribute `panel` of the class is 
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import importlib
@@ -16,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -41,21 +42,20 @@ def _flat(function: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
+    kind = inspect.Parameter.KEYWORD_ONLY
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in groups:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            parameters.append(parameter.replace(kind=kind, annotation=hints[name]))
             continue
         annotations = get_type_hints(groups[name], include_extras=True)
         for one in fields(groups[name]):
             its_class = next(each for each in groups[name].__mro__ if one.name in inspect.get_annotations(each))
             if panel := vars(its_class).get("panel"):
-                annotations[one.name].__metadata__[0].rich_help_panel = panel
+                flag = copy.copy(annotations[one.name].__metadata__[0])  # other commands may have it in another section
+                flag.rich_help_panel = panel
+                annotations[one.name] = Annotated[annotations[one.name].__origin__, flag]
             default = inspect.Parameter.empty if one.default is MISSING else one.default
-            parameters.append(
-                inspect.Parameter(
-                    one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotations[one.name]
-                )
-            )
+            parameters.append(inspect.Parameter(one.name, kind, default=default, annotation=annotations[one.name]))
 
     @functools.wraps(function)
     def flat(**values: Any) -> None:

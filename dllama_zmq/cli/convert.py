@@ -9,7 +9,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.flag_kinds import choice
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.errors import FormatError, UsageError
@@ -27,8 +26,7 @@ def convert(
     source: flags.Source,
     out: Annotated[Path, Argument(metavar="OUT.m", help="The file to write")],
     weights: Annotated[
-        Weights | None,
-        choice("--weights", of=Weights, help="If not given: as they are where a .m file can have that, else q40"),
+        Weights | None, flags.weights_flag("If not given: as they are where a .m file can have that, else q40")
     ] = None,
     tokenizer: Annotated[
         Path | None, Option("--tokenizer", metavar="OUT.t", help="Where the tokenizer goes; beside OUT.m if not given")

@@ -27,6 +27,26 @@ def cluster_flag(help: str) -> Any:
     return Option(*names, metavar="FILE", help=help, show_default=False, autocompletion=completion.files)
 
 
+def weights_flag(help: str) -> Any:
+    """The flag for a type of weights."""
+    return choice("--weights", of=Weights, help=help)
+
+
+def threads_flag(help: str) -> Any:
+    """The flag for a number of compute threads."""
+    return number("-t", "--threads", "--nthreads", most=1024, help=help)
+
+
+SYNC = choice("--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus")
+KERNELS = choice("--kernels", of=KernelChoice, help="Back end of the arithmetic")
+CONTEXT = number(
+    "-c",
+    "--ctx-size",
+    "--max-seq-len",
+    "--context",
+    most=1 << 24,
+    help="Positions to keep room for, prompt and answer together",
+)
 Cluster = Annotated[
     Path | None, Option("--cluster", metavar="FILE", help=CLUSTER, show_default=False, autocompletion=completion.files)
 ]
@@ -35,15 +55,13 @@ Source = Annotated[str, Argument(metavar="MODEL", help=MODEL, autocompletion=com
 Force = Annotated[bool, Option("-f", "--force", help="Replace what is there")]
 Json = Annotated[bool, Option("--json", help="One JSON object instead of text")]
 Watch = Annotated[
-    float | None,
-    Option("--watch", metavar="[SECONDS]", parser=real, help="Show it again every SECONDS (2), to Ctrl-C"),
+    float | None, Option("--watch", metavar="[SECONDS]", parser=real, help="Show it again every SECONDS (2), to Ctrl-C")
 ]
 SecurityFlag = Annotated[
     Security, choice("--security", of=Security, help="none: the bus is open, as its cluster's file says")
 ]
 Workers = Annotated[
-    str | None,
-    Option("--workers", metavar="HOST,…", help="Other computers: this one is the root, those its workers"),
+    str | None, Option("--workers", metavar="HOST,…", help="Other computers: this one is the root, those its workers")
 ]
 
 
@@ -52,8 +70,7 @@ class AnyCluster:
     """Which cluster: its file as an argument or as a flag."""
 
     file: Annotated[
-        Path | None,
-        Argument(metavar="FILE", help=CLUSTER, show_default=False, autocompletion=completion.files),
+        Path | None, Argument(metavar="FILE", help=CLUSTER, show_default=False, autocompletion=completion.files)
     ] = None
     option: Annotated[Path | None, cluster_flag("The same, as a flag")] = None
 
@@ -98,44 +115,12 @@ class Overrides(ModelAndNodes):
     """Values of the command line that replace the file's."""
 
     panel = "Instead of what the file says"
-    context: Annotated[
-        int | None,
-        number(
-            "-c",
-            "--ctx-size",
-            "--max-seq-len",
-            "--context",
-            most=1 << 24,
-            help="Positions to keep room for, prompt and answer together",
-        ),
-    ] = None
+    context: Annotated[int | None, CONTEXT] = None
     tokenizer: Annotated[
-        Path | None,
-        Option(
-            "--tokenizer",
-            metavar="FILE",
-            help="The model's tokenizer, where it does not bring one",
-        ),
+        Path | None, Option("--tokenizer", metavar="FILE", help="The model's tokenizer, where it does not bring one")
     ] = None
-    weights: Annotated[
-        Weights | None,
-        choice("--weights", of=Weights, help="Type in which a folder's weights are read"),
-    ] = None
-    threads: Annotated[
-        int | None,
-        number("-t", "--threads", "--nthreads", help="Threads of every node here"),
-    ] = None
-    sync: Annotated[
-        Sync | None,
-        choice(
-            "--sync",
-            "--buffer-float-type",
-            of=Sync,
-            help="Type of activations on the bus",
-        ),
-    ] = None
-    kernels: Annotated[
-        KernelChoice | None,
-        choice("--kernels", of=KernelChoice, help="Back end of the arithmetic"),
-    ] = None
+    weights: Annotated[Weights | None, weights_flag("Type in which a folder's weights are read")] = None
+    threads: Annotated[int | None, threads_flag("Threads of every node here")] = None
+    sync: Annotated[Sync | None, SYNC] = None
+    kernels: Annotated[KernelChoice | None, KERNELS] = None
     force: Annotated[bool, Option("--force", help="Start it although memory seems too small")] = False

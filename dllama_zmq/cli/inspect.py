@@ -12,7 +12,6 @@ from typer import Option
 
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.exit_codes import as_json
-from dllama_zmq.cli.flag_kinds import choice
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
 from dllama_zmq.formats.gguf.container import TYPE_NAMES
@@ -25,9 +24,7 @@ from dllama_zmq.spec import FloatType, ModelSpec, Weights
 def inspect(
     *,
     source: flags.Source,
-    weights: Annotated[
-        Weights | None, choice("--weights", of=Weights, help="As if the cluster's file had these `weights`")
-    ] = None,
+    weights: Annotated[Weights | None, flags.weights_flag("As if the cluster's file had these `weights`")] = None,
     json: flags.Json = False,
     tensors: Annotated[bool, Option("--tensors", help="List every tensor too")] = False,
 ) -> None:

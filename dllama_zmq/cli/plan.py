@@ -19,7 +19,7 @@ from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.exit_codes import as_json
-from dllama_zmq.cli.flag_kinds import KernelChoice, choice, number
+from dllama_zmq.cli.flag_kinds import KernelChoice
 from dllama_zmq.cli.flags import cluster_flag
 from dllama_zmq.cli.plan_hosts import hosts_of_file, hosts_of_nothing, hosts_of_status
 from dllama_zmq.cli.plan_question import (
@@ -60,26 +60,15 @@ class Options:
     ] = None
     cluster: Annotated[Path | None, cluster_flag("The cluster's file, as a flag")] = None
     shape: Annotated[str | None, shape_flag("A published shape, without its weights")] = None
-    weights: Annotated[Weights | None, choice("--weights", of=Weights, help="Type in which the weights are read")] = (
-        None
-    )
+    weights: Annotated[Weights | None, flags.weights_flag("Type in which the weights are read")] = None
     nodes: Annotated[
         str | None, Option("--nodes", metavar="N,…", help="Numbers of nodes; up to 8, or the file's, if not given")
     ] = None
     here: Annotated[bool, Option("--here", help="All nodes on this computer; else each on one like it")] = False
-    context: Annotated[
-        int | None,
-        number("-c", "--ctx-size", "--max-seq-len", "--context", most=1 << 24, help="Positions to keep room for"),
-    ] = None
-    threads: Annotated[
-        int | None, number("-t", "--threads", "--nthreads", most=1024, help="Compute threads of each node")
-    ] = None
-    sync: Annotated[
-        Sync | None, choice("--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus")
-    ] = None
-    kernels: Annotated[KernelChoice | None, choice("--kernels", of=KernelChoice, help="Back end of the arithmetic")] = (
-        None
-    )
+    context: Annotated[int | None, flags.CONTEXT] = None
+    threads: Annotated[int | None, flags.threads_flag("Compute threads of each node")] = None
+    sync: Annotated[Sync | None, flags.SYNC] = None
+    kernels: Annotated[KernelChoice | None, flags.KERNELS] = None
     memory: Annotated[
         str | None, Option("--memory", metavar="SIZE", help="Free memory of each other computer, such as 4GB")
     ] = None

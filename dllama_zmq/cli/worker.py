@@ -17,7 +17,7 @@ from dllama_zmq.bus.known_root import join_by, known_at, peer_for
 from dllama_zmq.bus.security import Peer
 from dllama_zmq.bus.sockets import Context
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.flag_kinds import model_flag, number, size
+from dllama_zmq.cli.flag_kinds import model_flag, size
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.parent_watch import at_end_of_stdin, beat
@@ -50,9 +50,7 @@ def worker(
     name: Annotated[
         str, Option("--name", metavar="NAME", help="Which worker of the file to be; any free one if not given")
     ] = "",
-    threads: Annotated[
-        int | None, number("-t", "--threads", "--nthreads", help="Compute threads; all cores if not given")
-    ] = None,
+    threads: Annotated[int | None, flags.threads_flag("Compute threads; all cores if not given")] = None,
     model: Annotated[
         str | None, model_flag("--model", help="The same model on this computer, to read the weights from")
     ] = None,
