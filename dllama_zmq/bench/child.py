@@ -157,7 +157,7 @@ def running_nodes(
             cleanup.callback(paths.remove)
         context = sockets.Context()
         cleanup.callback(context.destroy)  # `term` would wait forever for the sockets of a root that is half made
-        endpoints = None if paths is None else Endpoints([paths.ipc_steps], [paths.ipc_replies])
+        endpoints = None if paths is None else Endpoints([paths.ipc("steps")], [paths.ipc("replies")])
         with interrupts.raised():
             root = Root(context, model, root_settings, endpoints, reading)
         cleanup.callback(root.close, "the bench is over")

@@ -104,7 +104,7 @@ def run_cluster(
         # a thread that shows progress during the fork could leave a lock taken in the child forever
         reporter.activity("")
         front = FrontProcess(
-            paths.ipc_front,
+            paths.ipc("front"),
             tokenizer,
             [own_lock, *([] if api is None else [api.fileno()])],
             _security(file, Role.client, keys),
@@ -128,11 +128,11 @@ def run_cluster(
             created = int(model.path.stat().st_mtime) if model.path.exists() else 0
             path, name = as_text(model.path), _name_of(cluster.model)
             facts = ClusterFacts(cluster.name, __version__, path, name, url, created, cluster.reached_by)
-            link = sockets.pair(context, paths.ipc_front, bind=True)
+            link = sockets.pair(context, paths.ipc("front"), bind=True)
             serving = Serving(
                 Engine(root, cluster.max_sequences, Vocabulary(tokenizer, root.spec.vocab_size)), link, facts
             )
-            serving.open([*_listen(cluster, "clients"), paths.ipc_clients])
+            serving.open([*_listen(cluster, "clients"), paths.ipc("clients")])
         _, workers, oversubscribed = node_threads(cluster)
         launchers: list[Launcher] = [
             LocalLauncher(worker, paths, model.path, oversubscribed, root.roster) for worker in workers
@@ -191,8 +191,8 @@ def _root_words(cluster: Cluster, worker: WorkerConfig, keys: KeyPair | None) ->
 def _endpoints(cluster: Cluster, paths: ClusterPaths) -> Endpoints:
     steps, replies = _listen(cluster, "steps"), _listen(cluster, "replies")
     if not steps:
-        return Endpoints([paths.ipc_steps], [paths.ipc_replies])
-    return Endpoints(steps, replies, paths.ipc_steps, paths.ipc_replies)
+        return Endpoints([paths.ipc("steps")], [paths.ipc("replies")])
+    return Endpoints(steps, replies, paths.ipc("steps"), paths.ipc("replies"))
 
 
 def _security(file: ClusterFile, role: Role, keys: KeyPair | None) -> Server | None:

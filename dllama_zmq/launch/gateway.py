@@ -97,7 +97,7 @@ class Gateway:
         assert api is not None
         self._paths, self._listener = paths, listener
         self._settings = GatewaySettings(
-            front=paths.ipc_clients,
+            front=paths.ipc("clients"),
             version=version,
             keys=api.read_keys(file.identity.parent, f"{file.path}: api.keys"),
             origins=api.origins,

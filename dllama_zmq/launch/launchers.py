@@ -75,7 +75,7 @@ class LocalLauncher(Launcher):
         """
         super().__init__(worker.name, paths)
         self._roster = roster
-        words = ["worker", "--root", paths.ipc_replies, "--name", worker.name, "--threads", str(worker.threads)]
+        words = ["worker", "--root", paths.ipc("replies"), "--name", worker.name, "--threads", str(worker.threads)]
         words += ["--model", str(model), "--leave-with-stdin"]
         self._words = [*words, *(["--oversubscribed"] if oversubscribed else [])]
 

@@ -10,11 +10,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.node_config import NAME_PATTERN
 from dllama_zmq.trust.files import HOME_VARIABLE
 
+_Socket = Literal["steps", "replies", "clients", "front"]
 MAX_SOCKET_PATH_BYTES = 100  # Linux allows 107; a few are left for what a transport may append
 
 
@@ -36,8 +38,8 @@ class ClusterPaths:
             raise UsageError(f"{cluster_name!r} is no valid cluster name; use up to 32 letters, digits, - and _")
         run_base, logs_base = folders()
         paths = cls(run_base / cluster_name, logs_base / cluster_name)
-        for name in ("steps", "replies", "clients"):
-            paths._ipc(name)  # a path that is too long is refused before anything is created
+        for name in get_args(_Socket):
+            paths.ipc(name)  # a path that is too long is refused before anything is created
         try:
             run_base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (run_base, paths.run):
@@ -65,22 +67,6 @@ class ClusterPaths:
         """The record of the last start and its progress. The logs beside it are of that start."""
         return self.logs / "cluster.json"
 
-    @property
-    def ipc_steps(self) -> str:
-        return self._ipc("steps")
-
-    @property
-    def ipc_replies(self) -> str:
-        return self._ipc("replies")
-
-    @property
-    def ipc_clients(self) -> str:
-        return self._ipc("clients")
-
-    @property
-    def ipc_front(self) -> str:
-        return self._ipc("front")
-
     def begin_logs(self) -> None:
         """Rename the logs of the previous run, and remove older ones."""
         for path in self.logs.glob("*.log"):
@@ -101,7 +87,8 @@ class ClusterPaths:
         """The log of one node."""
         return self.logs / f"{node}.log"
 
-    def _ipc(self, name: str) -> str:
+    def ipc(self, name: _Socket) -> str:
+        """The address of one of the root's sockets for this computer. Raises ClusterError if its path is too long."""
         path = self.run / f"{name}.sock"
         n_bytes = len(os.fsencode(path))
         if n_bytes > MAX_SOCKET_PATH_BYTES:

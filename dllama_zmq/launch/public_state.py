@@ -56,7 +56,7 @@ class PublicState:
         self._reporter.activity("")
         self._root = root
         self._wait(_FIRST_S)
-        self._record = msgspec.structs.replace(self._record, clients=self._paths.ipc_clients, api=api)
+        self._record = msgspec.structs.replace(self._record, clients=self._paths.ipc("clients"), api=api)
         self._write()
 
     def update(self) -> None:

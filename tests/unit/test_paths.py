@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_with_the_cure(
 
 def test_the_three_sockets_are_ipc_endpoints_in_the_run_folder(home: Path) -> None:
     places = ClusterPaths.of("demo")
-    endpoints = [places.ipc_steps, places.ipc_replies, places.ipc_clients]
+    endpoints = [places.ipc("steps"), places.ipc("replies"), places.ipc("clients")]
     assert [Path(endpoint.removeprefix("ipc://")).parent for endpoint in endpoints] == [places.run] * 3
     assert len(set(endpoints)) == 3
 
@@ -142,7 +142,7 @@ def test_a_path_of_too_many_bytes_for_a_socket_is_refused_before_anything_is_mad
 def test_a_path_of_exactly_the_limit_is_accepted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rest = len(os.fsencode(home)) + len("/run/demo/replies.sock")
     monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(home / ("x" * (MAX_SOCKET_PATH_BYTES - rest - 1))))
-    assert len(os.fsencode(ClusterPaths.of("demo").ipc_replies.removeprefix("ipc://"))) == MAX_SOCKET_PATH_BYTES
+    assert len(os.fsencode(ClusterPaths.of("demo").ipc("replies").removeprefix("ipc://"))) == MAX_SOCKET_PATH_BYTES
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "-rf", "a b", "a\n", "x" * 33])
