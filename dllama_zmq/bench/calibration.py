@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 
 import msgspec
@@ -47,24 +47,21 @@ _ROUND_TRIPS = 15
 _WAIT_MS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Measuring:
-    """The type of most weights, the type on the bus, and the back end."""
-
-    weight_type: FloatType
-    sync: Sync
-    kernels: KernelChoice
-
-
 def measure_rates(
-    measuring: Measuring, all_nodes: Sequence[Nodes], reporter: Reporter, interrupts: Interrupts
+    weight_type: FloatType,
+    sync: Sync,
+    kernels: KernelChoice,
+    all_nodes: Sequence[Nodes],
+    reporter: Reporter,
+    interrupts: Interrupts,
 ) -> dict[Nodes, Rates]:
-    """The rates of each of `all_nodes`, whose nodes all run on this computer. Takes some seconds for each. Raises
-    PlanError for more nodes than the small model can be split over; ClusterError if a node fails. No process is left
-    behind.
+    """The rates of each of `all_nodes`, whose nodes all run on this computer. Takes some seconds for each.
+
+    weight_type: of most weights. sync: the type on the bus. Raises PlanError for more nodes than the small model can be
+    split over; ClusterError if a node fails. No process is left behind.
     """
     with interrupts.raised():
-        spec, title = small_model(measuring.weight_type)
+        spec, title = small_model(weight_type)
         counts = possible_node_counts(spec)
         for nodes in all_nodes:
             if nodes.n_nodes not in counts:
@@ -74,23 +71,23 @@ def measure_rates(
                 )
         path = kept_shape(spec, title, reporter)
         reporter.activity("getting the kernels ready")
-        kinds = {spec.weight_type, measuring.weight_type}
+        kinds = {spec.weight_type, weight_type}
         most_nodes = max(nodes.n_nodes for nodes in all_nodes)
         for kind in kinds:
             needs = kernel_needs(replace(spec, weight_type=kind), most_nodes, "f16", EXCHANGE_KERNELS)
-            prepare_kernels(measuring.kernels, needs, reported_to(reporter), reporter.line)
+            prepare_kernels(kernels, needs, reported_to(reporter), reporter.line)
         products: dict[tuple[int, FloatType], Products] = {}
         for threads in sorted({nodes.all_threads for nodes in all_nodes}):
             reporter.activity(f"measuring memory and products with {plural(threads, 'thread')}")
             for kind in kinds:
-                products[threads, kind] = measure_products(threads, measuring.kernels, kind)
-    settings = BenchSettings(str(path), _CASES, [], _REPETITIONS, measuring.sync, measuring.kernels, "")
+                products[threads, kind] = measure_products(threads, kernels, kind)
+    settings = BenchSettings(str(path), _CASES, [], _REPETITIONS, sync, kernels, "")
     rates = {}
     for nodes in all_nodes:
         with closing(measure_in_child(replace(settings, nodes=[nodes]), reporter, interrupts)) as rows:
             prompt, decoding = rows
         # The bandwidth may change within a minute, so that of the product is taken at the time of the rows.
-        small, own = (products[nodes.all_threads, kind] for kind in (spec.weight_type, measuring.weight_type))
+        small, own = (products[nodes.all_threads, kind] for kind in (spec.weight_type, weight_type))
         read = small.efficiency * 1e9 * decoding["read_gb_per_s"]
         found = rates_of(
             spec,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dllama_zmq import __version__
-from dllama_zmq.bench.calibration import Measuring, measure_rates
+from dllama_zmq.bench.calibration import measure_rates
 from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
 from dllama_zmq.bench.child import measure_in_child
 from dllama_zmq.bench.machine import blas_name, cpu_name, source_commit
@@ -60,8 +60,8 @@ def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row
             same = {name: products[nodes.all_threads][0][name] for name in ("read_by", "blas_gmac_per_s", *facts)}
             own = replace(settings, model=str(path), nodes=[nodes])
             if settings.predict:
-                measuring = Measuring(spec.weight_type, settings.sync, settings.kernels)
-                rates = measure_rates(measuring, [nodes], reporter, interrupts)[nodes]
+                asked = spec.weight_type, settings.sync, settings.kernels
+                rates = measure_rates(*asked, [nodes], reporter, interrupts)[nodes]
                 reporter.activity(f"{nodes}: starting")
             with closing(measure_in_child(own, reporter, interrupts)) as rows:
                 for case, row in zip(settings.cases, rows, strict=True):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from dllama_zmq.bench.calibration import Measuring, measure_encryption, measure_rates
+from dllama_zmq.bench.calibration import measure_encryption, measure_rates
 from dllama_zmq.bench.machine import cpu_name
 from dllama_zmq.bench.outlook import Host, Speeds, Wanted, advice, outlook, to_measure, too_little
 from dllama_zmq.bench.speed import Link
@@ -153,7 +153,7 @@ def _security(there: flags.There, cluster: Cluster | None, status: Status | None
 def _speeds(options: Options, wanted: Wanted, measured: Link | None) -> Speeds:
     """Measure this computer, which takes some seconds. measured: the link of a running cluster."""
     interrupts = Interrupts()
-    measuring = Measuring(wanted.spec.weight_type, wanted.sync, options.kernels or "auto")
+    asked = wanted.spec.weight_type, wanted.sync, options.kernels or "auto"
     is_apart = any(len(wanted.hosts(n_nodes)) > 1 for n_nodes in wanted.counts)
     # the time of a measured link includes it already
     adds = is_apart and wanted.security == "curve" and measured is None
@@ -161,7 +161,7 @@ def _speeds(options: Options, wanted: Wanted, measured: Link | None) -> Speeds:
     logging.getLogger().setLevel(max(level, logging.WARNING))  # the display shows what nodes log
     try:
         with Display() as display, interrupts.caught():
-            rates = measure_rates(measuring, to_measure(wanted, measured is not None), display, interrupts)
+            rates = measure_rates(*asked, to_measure(wanted, measured is not None), display, interrupts)
             with interrupts.raised():
                 encryption = measure_encryption() if adds else None
     finally:

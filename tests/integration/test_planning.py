@@ -11,7 +11,7 @@ from folders import arrays_of, write_hf
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bench import calibration
-from dllama_zmq.bench.calibration import Measuring, measure_rates, small_model
+from dllama_zmq.bench.calibration import measure_rates, small_model
 from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.errors import PlanError
 from dllama_zmq.formats import open_m
@@ -207,7 +207,7 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
     asked = [Nodes(1, 1), Nodes(2, 1)]
     interrupts = Interrupts()
     with interrupts.caught():
-        found = measure_rates(Measuring(FloatType.Q4_K, "f32", "auto"), asked, SilentReporter(), interrupts)
+        found = measure_rates(FloatType.Q4_K, "f32", "auto", asked, SilentReporter(), interrupts)
     assert list(found) == asked
     for rates in found.values():  # bounds that no machine comes near: a factor of 1000 would cross them
         assert 1e7 < rates.read_bytes_per_s < 1e13
@@ -220,7 +220,7 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
             PlanError, match=r"the speed of 32 nodes on one computer cannot be predicted, only that of at most 16"
         ),
     ):
-        measure_rates(Measuring(FloatType.Q40, "f32", "auto"), [Nodes(32, 1)], SilentReporter(), interrupts)
+        measure_rates(FloatType.Q40, "f32", "auto", [Nodes(32, 1)], SilentReporter(), interrupts)
 
 
 @pytest.mark.parametrize("weight_type", list(FloatType))
