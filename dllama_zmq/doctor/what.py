@@ -10,7 +10,7 @@ from pathlib import Path
 from dllama_zmq.bus.addresses import host_of, join
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import ClusterFile, is_loopback
-from dllama_zmq.doctor import hardware, keys, names, nodes, ports, programs, resources
+from dllama_zmq.doctor import computer, keys, names, nodes, ports, programs
 from dllama_zmq.doctor.findings import Check, Finding, ok, problem
 from dllama_zmq.errors import ConfigError
 from dllama_zmq.hub.cache import cache_folder as hub_folder
@@ -43,15 +43,15 @@ def checks_of(subject: Subject) -> Sequence[Check]:
         Check("packages", "looking at packages", _QUICK_S, programs.packages),
         Check("keys", "looking at keys", _QUICK_S, keys.own_keys),
         Check("kernels", "looking at this CPU", _QUICK_S, programs.kernels),
-        Check("cores", "counting cores", _QUICK_S, resources.cores),
-        Check("clock rate", "looking at clock rates", _QUICK_S, hardware.clock_rates),
-        Check("heat", "looking at temperatures", _QUICK_S, hardware.heat),
-        Check("power", "asking the firmware", _QUICK_S, hardware.power),
-        Check("memory", "looking at memory", _QUICK_S, resources.memory),
-        Check("huge pages", "looking at huge pages", _QUICK_S, hardware.huge_pages),
-        Check("limits", "looking at limits", _QUICK_S, resources.limits),
+        Check("cores", "counting cores", _QUICK_S, computer.cores),
+        Check("clock rate", "looking at clock rates", _QUICK_S, computer.clock_rates),
+        Check("heat", "looking at temperatures", _QUICK_S, computer.heat),
+        Check("power", "asking the firmware", _QUICK_S, computer.power),
+        Check("memory", "looking at memory", _QUICK_S, computer.memory),
+        Check("huge pages", "looking at huge pages", _QUICK_S, computer.huge_pages),
+        Check("limits", "looking at limits", _QUICK_S, computer.limits),
         *(
-            Check("disk", f"looking at {folder}", _QUICK_S, partial(resources.disks, [(purpose, folder)]))
+            Check("disk", f"looking at {folder}", _QUICK_S, partial(computer.disk, purpose, folder))
             for purpose, folder in _folders()
         ),
     ]

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 from computers import CPU, computer, levels_and_texts
 
-from dllama_zmq.doctor import hardware, ports, resources
+from dllama_zmq.doctor import computer as checks
+from dllama_zmq.doctor import ports
 from dllama_zmq.kernels.simd.target import missing
 
 GB = 1 << 30
@@ -33,19 +34,17 @@ def grouped(**files: object) -> dict[str, object]:
 
 
 def test_memory_that_is_nearly_full_or_swapped_out_is_a_warning(tmp_path: Path) -> None:
-    assert levels_and_texts(resources.memory(computer(tmp_path / "pi", memory(8, 6)))) == [
-        ("ok", "6.4 GB of 8.6 GB free")
-    ]
-    found = levels_and_texts(resources.memory(computer(tmp_path / "full", memory(8, 1, 2, 1))))
+    assert levels_and_texts(checks.memory(computer(tmp_path / "pi", memory(8, 6)))) == [("ok", "6.4 GB of 8.6 GB free")]
+    found = levels_and_texts(checks.memory(computer(tmp_path / "full", memory(8, 1, 2, 1))))
     assert found == [("warning", "1.1 GB of 8.6 GB free"), ("warning", "1.1 GB are swapped out")]
 
 
 def test_a_containers_memory_is_what_its_group_allows(tmp_path: Path) -> None:
     files = memory(64, 60) | grouped(memory_max=4 * GB, memory_current=GB, memory_stat="inactive_file 0")
-    found = levels_and_texts(resources.memory(computer(tmp_path, files)))
+    found = levels_and_texts(checks.memory(computer(tmp_path, files)))
     assert found == [("ok", "3.2 GB of 68.7 GB free; a control group allows 4.3 GB")]
     files |= grouped(memory_current=4 * GB - 1000)
-    assert [level for level, _ in levels_and_texts(resources.memory(computer(tmp_path, files)))] == ["warning"]
+    assert [level for level, _ in levels_and_texts(checks.memory(computer(tmp_path, files)))] == ["warning"]
 
 
 def cores(n: int) -> dict[str, object]:
@@ -56,49 +55,47 @@ def cores(n: int) -> dict[str, object]:
 
 def test_cores_that_a_container_may_not_use_are_counted(tmp_path: Path) -> None:
     n = len(os.sched_getaffinity(0))
-    assert levels_and_texts(resources.cores(computer(tmp_path / "all", cores(n))))[0][0] == "ok"
-    (found,) = resources.cores(computer(tmp_path / "some", cores(n + 2)))
+    assert levels_and_texts(checks.cores(computer(tmp_path / "all", cores(n))))[0][0] == "ok"
+    (found,) = checks.cores(computer(tmp_path / "some", cores(n + 2)))
     assert (found.level, found.text) == ("warning", f"{n} of {n + 2} cores usable")
-    (found,) = resources.cores(computer(tmp_path / "half", cores(n) | grouped(cpu_max="150000 100000")))
+    (found,) = checks.cores(computer(tmp_path / "half", cores(n) | grouped(cpu_max="150000 100000")))
     assert found.level == "warning"
     assert found.text.endswith("usable; a control group allows 1.5 CPUs")
-    (found,) = resources.cores(computer(tmp_path / "odd", cores(n) | grouped(cpu_max=f"{n}50000 100000")))
+    (found,) = checks.cores(computer(tmp_path / "odd", cores(n) | grouped(cpu_max=f"{n}50000 100000")))
     assert found.level == "warning"  # no core is missing, and a part of one is given
 
 
 def test_few_open_files_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 64))
-    assert levels_and_texts(resources.limits(tmp_path)) == [("problem", "64 open files at most (`ulimit -Hn`)")]
+    assert levels_and_texts(checks.limits(tmp_path)) == [("problem", "64 open files at most (`ulimit -Hn`)")]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (64, resource.RLIM_INFINITY))
-    assert levels_and_texts(resources.limits(tmp_path)) == []
+    assert levels_and_texts(checks.limits(tmp_path)) == []
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=999, f_frsize=1_000_000))
-    assert levels_and_texts(resources.disks([("logs", tmp_path)])) == [
-        ("warning", f"logs in {tmp_path}: 999.0 MB free")
-    ]
+    assert levels_and_texts(checks.disk("logs", tmp_path)) == [("warning", f"logs in {tmp_path}: 999.0 MB free")]
 
 
 def test_few_threads_of_a_container_are_a_problem(tmp_path: Path) -> None:
-    assert levels_and_texts(resources.limits(computer(tmp_path / "many", grouped(pids_max="max")))) == []
-    found = levels_and_texts(resources.limits(computer(tmp_path / "few", grouped(pids_max=32))))
+    assert levels_and_texts(checks.limits(computer(tmp_path / "many", grouped(pids_max="max")))) == []
+    found = levels_and_texts(checks.limits(computer(tmp_path / "few", grouped(pids_max=32))))
     assert found == [("problem", "a control group allows only 32 threads")]
 
 
 def test_what_a_system_does_not_have_is_left_out(tmp_path: Path) -> None:
-    for look in (hardware.clock_rates, hardware.heat, hardware.power, hardware.huge_pages, resources.memory):
+    for look in (checks.clock_rates, checks.heat, checks.power, checks.huge_pages, checks.memory):
         assert levels_and_texts(look(tmp_path)) == []
-    assert [found.level for found in resources.cores(tmp_path)] == ["ok"]
+    assert [found.level for found in checks.cores(tmp_path)] == ["ok"]
 
 
 def test_a_folder_need_not_exist_and_one_that_is_not_ones_own_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (found,) = resources.disks([("logs", tmp_path / "a" / "b")])
+    (found,) = checks.disk("logs", tmp_path / "a" / "b")
     assert (found.level, found.text.startswith(f"logs in {tmp_path}/a/b: ")) == ("ok", True)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
-    (found,) = resources.disks([("logs", tmp_path / "a" / "b")])
+    (found,) = checks.disk("logs", tmp_path / "a" / "b")
     assert (found.level, found.text) == ("warning", f"logs in {tmp_path}/a/b: you cannot write {tmp_path}")
 
 

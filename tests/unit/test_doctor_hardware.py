@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from computers import CPU, computer, cures, levels_and_texts
 
-from dllama_zmq.doctor import hardware
+from dllama_zmq.doctor import computer as checks
 
 
 def policy(governor: str, driver: str, limit: int, most: int, number: int = 0, **more: str) -> dict[str, object]:
@@ -37,7 +37,7 @@ def zone(number: int, kind: str, temp: float, **trips: float) -> dict[str, objec
 
 def test_a_pis_governor_is_shown_with_its_rate(tmp_path: Path) -> None:
     pi = computer(tmp_path, policy("ondemand", "cpufreq-dt", 1_800_000, 1_800_000))
-    assert levels_and_texts(hardware.clock_rates(pi)) == [("ok", "CPUs 0-3: governor ondemand, up to 1.8 GHz")]
+    assert levels_and_texts(checks.clock_rates(pi)) == [("ok", "CPUs 0-3: governor ondemand, up to 1.8 GHz")]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_pis_governor_is_shown_with_its_rate(tmp_path: Path) -> None:
 def test_what_keeps_the_clock_slow_is_a_warning_with_the_command_that_mends_it(
     tmp_path: Path, files: dict[str, object], text: str, cure: str
 ) -> None:
-    (found,) = hardware.clock_rates(computer(tmp_path, files))
+    (found,) = checks.clock_rates(computer(tmp_path, files))
     assert (found.level, found.text) == ("warning", text)
     assert cure in found.cure
 
@@ -84,19 +84,19 @@ def test_powersave_of_a_cpu_that_scales_by_itself_is_no_fault(tmp_path: Path) ->
     laptop = computer(
         tmp_path, {key: int(value) if isinstance(value, float) else value for key, value in files.items()}
     )
-    assert levels_and_texts(hardware.clock_rates(laptop)) == [("ok", "CPUs 0-3: governor powersave, up to 3.0 GHz")]
+    assert levels_and_texts(checks.clock_rates(laptop)) == [("ok", "CPUs 0-3: governor powersave, up to 3.0 GHz")]
 
 
 def test_a_limit_that_is_nearly_the_most_is_no_fault(tmp_path: Path) -> None:
     pi = computer(tmp_path, policy("schedutil", "cpufreq-dt", 1_790_000, 1_800_000))
-    assert [found.level for found in hardware.clock_rates(pi)] == ["ok"]
+    assert [found.level for found in checks.clock_rates(pi)] == ["ok"]
 
 
 def test_cores_of_several_kinds_are_distinguished_and_a_boost_that_is_off_is_found(tmp_path: Path) -> None:
     files = policy("schedutil", "cpufreq-dt", 1_800_000, 1_800_000)
     files |= policy("schedutil", "cpufreq-dt", 2_400_000, 2_400_000, number=4) | {f"{CPU}/cpufreq/boost": 0}
     files |= policy("schedutil", "cpufreq-dt", 3_000_000, 3_000_000, number=10)
-    found = list(hardware.clock_rates(computer(tmp_path, files)))
+    found = list(checks.clock_rates(computer(tmp_path, files)))
     assert levels_and_texts(found) == [
         ("ok", "CPUs 0-3: governor schedutil, up to 1.8 GHz"),
         ("ok", "CPUs 4-7: governor schedutil, up to 2.4 GHz"),
@@ -108,7 +108,7 @@ def test_cores_of_several_kinds_are_distinguished_and_a_boost_that_is_off_is_fou
 
 @pytest.mark.parametrize(("no_turbo", "expected"), [(0, []), (1, [f"echo 0 | sudo tee /{CPU}/intel_pstate/no_turbo"])])
 def test_intels_boost_has_a_switch_of_its_own(tmp_path: Path, no_turbo: int, expected: list[str]) -> None:
-    assert cures(hardware.clock_rates(computer(tmp_path, {f"{CPU}/intel_pstate/no_turbo": no_turbo}))) == expected
+    assert cures(checks.clock_rates(computer(tmp_path, {f"{CPU}/intel_pstate/no_turbo": no_turbo}))) == expected
 
 
 # --- heat and power ---------------------------------------------------------------------------------------------------
@@ -118,13 +118,13 @@ def test_intels_boost_has_a_switch_of_its_own(tmp_path: Path, no_turbo: int, exp
 def test_how_near_the_warmest_zone_is_to_being_slowed_down(tmp_path: Path, degrees: float, level: str) -> None:
     files = zone(0, "x86_pkg_temp", degrees, passive=80, critical=100) | zone(1, "acpitz", 40, critical=110)
     expected = f"{degrees:.0f} °C; throttled from 80 °C on (x86_pkg_temp)"
-    assert levels_and_texts(hardware.heat(computer(tmp_path, files))) == [(level, expected)]
+    assert levels_and_texts(checks.heat(computer(tmp_path, files))) == [(level, expected)]
 
 
 def test_the_zone_that_is_nearest_to_its_limit_counts_and_limits_of_nothing_do_not(tmp_path: Path) -> None:
     files = zone(0, "gpu", 90, critical=110) | zone(1, "cpu", 97, passive=0, critical=100)
     expected = "97 °C; throttled from 100 °C on (cpu)"
-    assert levels_and_texts(hardware.heat(computer(tmp_path, files))) == [("warning", expected)]
+    assert levels_and_texts(checks.heat(computer(tmp_path, files))) == [("warning", expected)]
 
 
 @pytest.mark.parametrize("throttled", [[(0, 0), (412, 93_400), (12, 800)], [(12, 800), (412, 93_400), (0, 0)]])
@@ -136,7 +136,7 @@ def test_a_laptop_that_was_throttled_says_how_often_and_how_long(
         for cpu, (count, total_ms) in enumerate(throttled)
         for name, number in (("count", count), ("total_time_ms", total_ms))
     }
-    assert levels_and_texts(hardware.heat(computer(tmp_path, dict(files)))) == [
+    assert levels_and_texts(checks.heat(computer(tmp_path, dict(files)))) == [
         ("warning", "cores were throttled 412 times since the start, 93 s in all")
     ]
 
@@ -157,7 +157,7 @@ def throttled_words(bits: int, expected: list[tuple[str, str]]) -> list[tuple[st
 @pytest.mark.parametrize(("bits", "expected"), THROTTLED)
 def test_what_a_pis_firmware_says_is_read_from_sys(tmp_path: Path, bits: int, expected: list[tuple[str, str]]) -> None:
     pi = computer(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": f"{bits:x}"})
-    assert levels_and_texts(hardware.power(pi)) == throttled_words(bits, expected)
+    assert levels_and_texts(checks.power(pi)) == throttled_words(bits, expected)
 
 
 @pytest.mark.parametrize(("bits", "expected"), THROTTLED)
@@ -166,7 +166,7 @@ def test_or_asked_of_vcgencmd(tmp_path: Path, bits: int, expected: list[tuple[st
     files = {"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0", "usr/bin/vcgencmd": program}
     pi = computer(tmp_path, files)
     (pi / "usr/bin/vcgencmd").chmod(0o755)
-    assert levels_and_texts(hardware.power(pi)) == throttled_words(bits, expected)
+    assert levels_and_texts(checks.power(pi)) == throttled_words(bits, expected)
 
 
 def test_a_program_of_that_name_on_another_computer_is_not_asked(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_program_of_that_name_on_another_computer_is_not_asked(tmp_path: Path)
         tmp_path, {"proc/device-tree/model": "Some Board", "usr/bin/vcgencmd": "#!/bin/sh\necho throttled=0x5"}
     )
     (pc / "usr/bin/vcgencmd").chmod(0o755)
-    assert levels_and_texts(hardware.power(pc)) == []
+    assert levels_and_texts(checks.power(pc)) == []
 
 
 @pytest.mark.parametrize("program", ["exit 1", "echo VCHI initialization failed", "exec sleep 60"])
@@ -182,13 +182,13 @@ def test_a_firmware_that_does_not_answer_says_nothing_within_two_seconds(tmp_pat
     files = {"proc/device-tree/model": "Raspberry Pi 4 Model B\0", "usr/bin/vcgencmd": f"#!/bin/sh\n{program}"}
     pi = computer(tmp_path, files)
     (pi / "usr/bin/vcgencmd").chmod(0o755)
-    assert levels_and_texts(hardware.power(pi)) == []
+    assert levels_and_texts(checks.power(pi)) == []
 
 
 @pytest.mark.parametrize(("alarm", "level"), [(0, "ok"), (1, "warning")])
 def test_without_the_firmware_the_voltage_sensor_is_read(tmp_path: Path, alarm: int, level: str) -> None:
     files = {"sys/class/hwmon/hwmon2/name": "rpi_volt", "sys/class/hwmon/hwmon2/in0_lcrit_alarm": alarm}
-    assert [found.level for found in hardware.power(computer(tmp_path, files))] == [level]
+    assert [found.level for found in checks.power(computer(tmp_path, files))] == [level]
 
 
 # --- huge pages -------------------------------------------------------------------------------------------------------
@@ -204,4 +204,4 @@ def test_without_the_firmware_the_voltage_sensor_is_read(tmp_path: Path, alarm: 
 def test_huge_pages_that_are_off_are_a_warning(tmp_path: Path, enabled: str, expected: list[tuple[str, str]]) -> None:
     folder = "sys/kernel/mm/transparent_hugepage"
     files = {f"{folder}/enabled": enabled, f"{folder}/hpage_pmd_size": 2 << 20}
-    assert levels_and_texts(hardware.huge_pages(computer(tmp_path, dict(files)))) == expected
+    assert levels_and_texts(checks.huge_pages(computer(tmp_path, dict(files)))) == expected
