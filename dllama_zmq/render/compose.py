@@ -20,11 +20,11 @@ from dllama_zmq.render.deployed import (
     cluster_yaml,
     in_containers,
     kept_keys,
+    needs_of,
     secrets_of,
     worker_words,
 )
 from dllama_zmq.render.files import HOME, IMAGE_USER, Rendered, image_files, yaml_text
-from dllama_zmq.render.needs import needs_of
 
 _Service = dict[str, object]
 ROOT = "root"  # no worker may have this name

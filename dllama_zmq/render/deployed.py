@@ -1,4 +1,4 @@
-"""The cluster file of a deployment: the given one with the addresses, model and keys of the deployment."""
+"""What a deployment needs, and its cluster file: the given one with the addresses, model and keys of the deployment."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from msgspec import NODEFAULT, Struct
 
 from dllama_zmq.api_config import API_PORTS, ApiConfig
 from dllama_zmq.cluster import Cluster, ClusterFile
+from dllama_zmq.formats import open_model
+from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.node_config import RootConfig, Threads, WorkerConfig
 from dllama_zmq.render.files import kept_key, yaml_text
+from dllama_zmq.root.fitting import check_kv_memory
+from dllama_zmq.sharding import KVBudget, Plan, context_length, node_memory
 from dllama_zmq.sources import DEMO
 from dllama_zmq.trust import KeyPair
 
@@ -28,6 +32,10 @@ MODELS = "/models"
 API_KEYS = "/run/secrets/api.keys"
 API_PORT = API_PORTS[0]
 _API_KEY_BYTES = 24
+_MIB = 1 << 20
+_KEPT_FREE = 0.1  # a node leaves this share of its memory free, so it must get more than it uses
+_COMPILING_BYTES = 512 * _MIB
+"""The first start compiles kernels in three processes of 120 MiB each; the root's front and API server take 50."""
 
 
 def cluster_yaml(cluster: Cluster, source: Path) -> str:
@@ -82,6 +90,31 @@ class ModelFiles:
 
 def _in_folder(folder: Path) -> dict[str, Path]:
     return {f"{folder.name}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """root_mib, worker_mib: memory of a node with a full KV cache. worker_weight_bytes: of the largest worker."""
+
+    root_mib: int
+    worker_mib: int
+    worker_weight_bytes: int
+    model: ModelFiles
+
+
+def needs_of(file: ClusterFile) -> Needs:
+    """Raises ConfigError, FormatError, PlanError if the model cannot be read or split like this."""
+    cluster = file.cluster
+    with open_model(file.model_path(), cluster.weight_type) as model:
+        plan = Plan.make(model.spec, cluster.n_nodes, str(model.path))
+        seq_len = context_length(model.spec, cluster.max_seq_len)
+        budget = KVBudget(plan, cluster.kv_cache, seq_len, cluster.max_sequences, cluster.kv_bytes)
+        check_kv_memory(budget)
+        files = ModelFiles.of(file, model.paths)
+    positions = budget.wanted * KV_PAGE
+    nodes = [node_memory(plan, node, positions, cluster.kv_cache) for node in range(cluster.n_nodes)]
+    mib = [int((node.total / (1 - _KEPT_FREE) + _COMPILING_BYTES) / _MIB) + 1 for node in nodes]
+    return Needs(mib[0], max(mib[1:], default=0), max((node.weights for node in nodes[1:]), default=0), files)
 
 
 def in_containers(

@@ -17,14 +17,15 @@ from dllama_zmq.render.deployed import (
     MODELS,
     ROOT_WORDS,
     Auto,
+    Needs,
     cluster_yaml,
     in_containers,
     kept_keys,
+    needs_of,
     secrets_of,
     worker_words,
 )
 from dllama_zmq.render.files import HOME, IMAGE_USER, Rendered, image_files, yaml_text
-from dllama_zmq.render.needs import Needs, needs_of
 
 _Object = dict[str, object]
 
