@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -11,6 +14,7 @@ from typer import Argument, Option
 
 from dllama_zmq.cli.flag_kinds import MAX, choice, number, real
 from dllama_zmq.cli.flags import Json
+from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
@@ -19,6 +23,8 @@ from dllama_zmq.stop_strings import check_stop
 Asked: TypeAlias = tuple[int | None, Sampling, list[str], Grammar | None]
 """The limit of tokens, the sampling parameters, the stop strings and the grammar of an answer."""
 
+_SAY_AFTER_S = 1.5
+_STDIN = "-"
 _SAMPLING = "Sampling"
 _BY_NAME = [name for name in Sampling.__struct_fields__ if name not in ("seed", "logit_bias", "logprobs")]
 """The sampling parameters that flags of their names give as they are."""
@@ -42,6 +48,31 @@ class PromptFlags:
     def is_missing(self) -> bool:
         """Whether none of these flags is given."""
         return self.prompt is None and self.prompt_option is None and self.prompt_file is None
+
+    def read(self, example: str) -> str:
+        """The text to continue. A line end at the end of a file or of stdin is dropped, as in llama.cpp.
+
+        Without a flag, stdin is read unless it is a terminal. Raises UsageError for no prompt, several, or one that is
+        not UTF-8; RequestError for a file that cannot be read.
+        """
+        given = [one for one in (self.prompt, self.prompt_option, self.prompt_file) if one is not None]
+        if len(given) > 1:
+            raise UsageError("the prompt is given twice; give it once: as an argument, with --prompt or with --file")
+        text = given[0] if given else None
+        try:
+            if isinstance(text, Path):
+                return _without_line_end(_prompt_of(text))
+            if text == _STDIN:
+                return _without_line_end(_piped())
+            if text is not None:
+                return os.fsencode(text).decode()
+            if sys.stdin is not None and not sys.stdin.isatty() and (piped := _piped()):
+                return _without_line_end(piped)
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"the prompt is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
+            ) from None
+        raise UsageError(f"the prompt is missing; give a text to continue: {example}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,3 +268,23 @@ def _bias(text: str) -> tuple[int, float]:
     if found is None:
         raise UsageError(f"--logit-bias is {text!r}; expected a token id and the bias of its logit, such as 42-100")
     return int(found[1]), float(found[2])
+
+
+def _prompt_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"--file {path}: the prompt cannot be read ({error.strerror}); check the path") from None
+
+
+def _piped() -> bytes:
+    """All of stdin. Says on stderr that it waits, if it waits long."""
+    if sys.stdin is None:
+        return b""
+    if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:
+        note("reading the prompt from stdin, until its end")
+    return sys.stdin.buffer.read()
+
+
+def _without_line_end(data: bytes) -> str:
+    return data.decode().removesuffix("\n").removesuffix("\r")

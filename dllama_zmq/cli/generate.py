@@ -18,7 +18,6 @@ from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.notes import inert, note
 from dllama_zmq.cli.overrides import fetched
 from dllama_zmq.cli.progress import Display
-from dllama_zmq.cli.prompt import read_prompt
 from dllama_zmq.cli.reply import Reply
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.cli.using import Used, file_for, used, used_at, with_model
@@ -54,7 +53,7 @@ def run(
             settings = Settings(answer.sampling(), answer.max_tokens(), stop, verbose=answer.stats is not None)
             converse(used(*file_for(source, overrides, cluster)), Options(settings))
             return
-    text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
+    text = prompt.read(f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
     asked = answer.checked()
     _answer(text, used(*file_for(source, overrides, cluster)), answer, asked)
 
@@ -76,7 +75,7 @@ def generate(
         dllama-zmq generate -m story.gguf -n 60 --temp 0 "One day"
         dllama-zmq generate -f prompt.txt --json
     """
-    text = read_prompt(prompt, 'dllama-zmq generate "Once upon a time"')
+    text = prompt.read('dllama-zmq generate "Once upon a time"')
     address = elsewhere(there, cluster)
     asked = answer.checked()
     if address is not None:

@@ -21,11 +21,13 @@ from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.flag_kinds import KernelChoice
 from dllama_zmq.cli.flags import cluster_flag
-from dllama_zmq.cli.plan_hosts import hosts_of_file, hosts_of_nothing, hosts_of_status
 from dllama_zmq.cli.plan_question import (
     USUAL_LINK,
     Source,
     counts_of,
+    hosts_of_file,
+    hosts_of_nothing,
+    hosts_of_status,
     link_of,
     running_cluster,
     size_of,

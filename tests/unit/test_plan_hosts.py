@@ -8,8 +8,8 @@ import pytest
 from statuses import a_node, a_status
 
 from dllama_zmq.bench.outlook import Host
-from dllama_zmq.cli import plan_hosts
-from dllama_zmq.cli.plan_hosts import hosts_of_file, hosts_of_nothing, hosts_of_status
+from dllama_zmq.cli import plan_question
+from dllama_zmq.cli.plan_question import hosts_of_file, hosts_of_nothing, hosts_of_status
 from dllama_zmq.cluster import parse_cluster
 
 GB = 10**9
@@ -19,8 +19,8 @@ FOUR_CORES = 4
 @pytest.fixture(autouse=True)
 def this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has four cores and 8 GB free."""
-    monkeypatch.setattr(plan_hosts, "usable_cores", lambda: FOUR_CORES)
-    monkeypatch.setattr(plan_hosts, "free_memory_bytes", lambda: 8 * GB)
+    monkeypatch.setattr(plan_question, "usable_cores", lambda: FOUR_CORES)
+    monkeypatch.setattr(plan_question, "free_memory_bytes", lambda: 8 * GB)
 
 
 def fields_of(host: Host) -> tuple[str, list[str], int, int | None]:
