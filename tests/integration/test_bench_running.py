@@ -41,12 +41,12 @@ def test_nothing_to_measure_is_wrong_use(running: Cli) -> None:
 
 
 @pytest.mark.parametrize("flag", [["--model", "demo"], ["--nodes", "2"], ["--profile"], ["--layers", "2"]])
-def test_what_only_nodes_of_bench_have_is_refused(running: Cli, flag: list[str]) -> None:
+def test_flags_for_nodes_of_bench_are_refused_for_a_running_cluster(running: Cli, flag: list[str]) -> None:
     said = running.run_here("bench", "--cluster", "cluster.yaml", *flag).error(2)
     assert "a running cluster is measured as it is" in said
 
 
-def test_what_cannot_be_measured_on_it_is_said(running: Cli) -> None:
+def test_a_length_that_the_cluster_has_no_room_for_is_an_error(running: Cli) -> None:
     too_long = running.run_here("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "2048")
     assert "tg2048 needs 20" in too_long.error()
     assert "small has room for 2048" in too_long.error()

@@ -183,7 +183,7 @@ def test_a_cluster_elsewhere_is_talked_with(cluster: Cli) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_cannot_be_answered_is_refused_in_one_sentence(
+def test_a_message_that_cannot_be_answered_is_refused_in_one_sentence(
     cluster: Cli, words: list[str], lines: str | bytes, code: int, says: str
 ) -> None:
     (cluster.folder / "broken.jinja").write_text("{% for %}")

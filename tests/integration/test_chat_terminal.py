@@ -163,7 +163,7 @@ def test_without_colours_words_mark_thinking(cluster: Cli) -> None:
         chat.leave()
 
 
-def test_what_a_model_writes_does_not_control_the_terminal(chat: Chatting, cluster: Cli) -> None:
+def test_control_characters_of_a_model_do_not_control_the_terminal(chat: Chatting, cluster: Cli) -> None:
     inert = b"\\x1b[2J\\x0dbell\\x07\\x9b31m safe\tend\r\n"
     chat.begin("E")
     assert inert in chat.raw_answer()

@@ -93,7 +93,9 @@ def test_two_calls_with_no_cluster_running_share_the_one_that_comes_up(cli: Cli,
     ],
     ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
 )
-def test_what_cannot_be_answered_is_refused_in_one_sentence(running: Cli, words: list[str], says: str) -> None:
+def test_a_prompt_or_file_that_cannot_be_used_is_refused_in_one_sentence(
+    running: Cli, words: list[str], says: str
+) -> None:
     assert says in running.run("generate", *words).error(1)
 
 

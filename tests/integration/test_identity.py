@@ -187,7 +187,7 @@ def test_a_call_whose_model_is_not_there_leaves_nothing(here: Cli) -> None:
     assert [path for base in ("run", "logs") for path in (here.home / base).iterdir()] == []
 
 
-def test_what_killed_calls_left_is_removed_after_a_day(here: Cli) -> None:
+def test_folders_of_killed_calls_are_removed_after_a_day(here: Cli) -> None:
     left = [ClusterPaths.of(name) for name in ("call-1-old", "call-2-new", "other")]
     for places in left:
         places.lock_file.touch()

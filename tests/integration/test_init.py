@@ -21,7 +21,7 @@ def test_the_file_of_the_repository_is_what_init_writes() -> None:
     assert REPOSITORY.read_text() == cluster_text("dllama-zmq", "demo", ["127.0.0.1"] * 3)
 
 
-def test_what_is_written_comes_up(cli: Cli) -> None:
+def test_a_written_file_brings_a_cluster_up(cli: Cli) -> None:
     written = cli.run("init", "-m", str(cli.model), "--nodes", "2")
     assert (written.code, written.out) == (0, ""), written.said
     assert written.err == "wrote cluster.yaml: 2 nodes; next: dllama-zmq up\n"

@@ -104,7 +104,7 @@ def test_one_node_is_predicted_to_send_nothing() -> None:
         (["--watch", "0"], 2, "--watch 0: expected seconds, more than 0"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused_in_one_sentence(args: list[str], code: int, sentence: str) -> None:
+def test_an_impossible_prediction_is_refused_in_one_sentence(args: list[str], code: int, sentence: str) -> None:
     shown = tool(*args)
     assert (shown.returncode, shown.stdout) == (code, "")
     assert sentence in shown.stderr

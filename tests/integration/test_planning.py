@@ -168,7 +168,7 @@ def test_the_tables_fit_80_columns_and_say_what_is_possible(cli: Cli) -> None:
         (["tinyllama", "--here", "--nodes", "32", "--heads", "64"], 2, "--heads is for a shape"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_one_sentence(
+def test_a_plan_that_is_impossible_is_refused_in_one_sentence(
     cli: Cli, words: list[str], code: int, sentence: str
 ) -> None:
     result = cli.run_here("plan", *words, "--no-speed")

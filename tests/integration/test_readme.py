@@ -117,7 +117,7 @@ def test_make_test_is_what_runs_these_tests(target: str) -> None:
     assert (ROOT / ".ci" / "run").read_text().endswith("exec make test\n")
 
 
-def test_what_is_served_answers_curl_and_openais_client(
+def test_the_api_server_answers_curl_and_openais_client(
     cli: Cli, small_model: Path, environment: dict[str, str]
 ) -> None:
     """With a small model in place of the demo, which has no chat template, and a free port in place of 9990.

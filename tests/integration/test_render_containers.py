@@ -99,7 +99,7 @@ def names(workers: list[WorkerConfig]) -> list[str]:
     return [worker.name for worker in workers]
 
 
-def test_what_compose_runs_comes_up_and_its_health_check_says_when(cli: Cli) -> None:
+def test_the_commands_of_compose_bring_a_cluster_up_and_its_health_check_says_when(cli: Cli) -> None:
     """As processes in place of containers: the rendered commands, with this computer's ports and folders."""
     folder, (api, replies, steps, clients) = render(cli, "compose", workers=1), free_ports(4)
     ports = f"{{replies: {replies}, steps: {steps}, clients: {clients}}}"

@@ -42,7 +42,7 @@ def test_the_cache_is_filled_up_to_the_depth_once(root: Root, bench: Bench) -> N
     assert root.ledger.tokens["prompt"] == 40
 
 
-def test_what_an_earlier_case_has_filled_is_not_filled_again(root: Root, bench: Bench) -> None:
+def test_positions_that_an_earlier_case_has_filled_are_not_filled_again(root: Root, bench: Bench) -> None:
     bench.run(Case("pp", 30), repetitions=1)
     bench.run(Case("tg", 1, depth=50), repetitions=1)
     assert root.ledger.tokens["prompt"] == (1 + 1) * 30 + 20

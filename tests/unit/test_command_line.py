@@ -184,7 +184,7 @@ def test_values_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert completion.shapes("tiny") == ["tinyllama"]
 
 
-def test_what_cannot_be_found_out_is_not_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_offers_only_words_that_it_can_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cluster.yaml").write_text("modle: demo\n")
     monkeypatch.chdir(tmp_path)
     assert completion.nodes("") == ["root"]

@@ -83,7 +83,7 @@ def test_few_threads_of_a_container_are_a_problem(tmp_path: Path) -> None:
     assert found == [("problem", "a control group allows only 32 threads")]
 
 
-def test_what_a_system_does_not_have_is_left_out(tmp_path: Path) -> None:
+def test_values_that_a_system_does_not_have_are_left_out(tmp_path: Path) -> None:
     for look in (checks.clock_rates, checks.heat, checks.power, checks.huge_pages, checks.memory):
         assert levels_and_texts(look(tmp_path)) == []
     assert [found.level for found in checks.cores(tmp_path)] == ["ok"]

@@ -71,7 +71,7 @@ def test_a_pis_governor_is_shown_with_its_rate(tmp_path: Path) -> None:
     ],
     ids=["powersave", "preference", "limit", "userspace", "half a preference"],
 )
-def test_what_keeps_the_clock_slow_is_a_warning_with_the_command_that_mends_it(
+def test_a_setting_that_keeps_the_clock_slow_is_a_warning_with_the_command_that_mends_it(
     tmp_path: Path, files: dict[str, object], text: str, cure: str
 ) -> None:
     (found,) = checks.clock_rates(computer(tmp_path, files))
@@ -155,7 +155,9 @@ def throttled_words(bits: int, expected: list[tuple[str, str]]) -> list[tuple[st
 
 
 @pytest.mark.parametrize(("bits", "expected"), THROTTLED)
-def test_what_a_pis_firmware_says_is_read_from_sys(tmp_path: Path, bits: int, expected: list[tuple[str, str]]) -> None:
+def test_under_voltage_and_throttling_of_a_pi_are_read_from_sys(
+    tmp_path: Path, bits: int, expected: list[tuple[str, str]]
+) -> None:
     pi = computer(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": f"{bits:x}"})
     assert levels_and_texts(checks.power(pi)) == throttled_words(bits, expected)
 

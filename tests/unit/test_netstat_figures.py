@@ -63,7 +63,7 @@ def test_payload_agrees_to_the_byte_and_wire_within_1_percent(
     assert (report.agrees, report.unfinished_steps) == (agrees, unfinished)
 
 
-def test_what_the_plan_does_not_count_is_given_as_the_reason() -> None:
+def test_steps_and_messages_that_the_plan_does_not_count_are_given_as_the_reason() -> None:
     report = measured(made_up_status(12, 12_000, 13_200, n_missed=1))
     console = Console(width=120)
     with console.capture() as capture:

@@ -38,7 +38,7 @@ def display_of(capsys: pytest.CaptureFixture[str]) -> DisplayOf:
     return lines
 
 
-def test_what_lasts_is_said_within_two_seconds_and_then_less_and_less_often(display_of: DisplayOf) -> None:
+def test_a_long_activity_is_said_within_two_seconds_and_then_less_and_less_often(display_of: DisplayOf) -> None:
     said = display_of(lambda display, now: display.activity("reading"), 100.0)
     assert [round(at) for at, _ in said] == [2, 5, 10, 30, 60, 90]
     assert [text for _, text in said[:3]] == ["reading (2 s)", "reading (5 s)", "reading (10 s)"]
@@ -73,7 +73,7 @@ def test_tokens_have_a_speed_and_a_share_has_none(display_of: DisplayOf) -> None
     assert said[0][1].startswith("compiling: 6%")
 
 
-def test_what_does_not_move_says_for_how_long(display_of: DisplayOf) -> None:
+def test_an_activity_that_does_not_move_says_for_how_long(display_of: DisplayOf) -> None:
     said = display_of(lambda display, now: display.activity("evaluating the prompt", 0, 300, "tokens"), 6.0)
     assert said[1][1] == "evaluating the prompt: 0 of 300 tokens, 5 s"
 
@@ -123,7 +123,7 @@ def test_on_a_terminal_a_new_thing_may_follow_one_that_is_shown(monkeypatch: pyt
             now += 0.3
 
 
-def test_what_stands_on_a_terminal_does_not_control_it(
+def test_control_characters_of_an_activity_do_not_control_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a node's words, or those of a model's file."""
@@ -191,14 +191,14 @@ def test_a_worker_that_loads_within_a_second_takes_one_line(display_of: DisplayO
     assert said == ["worker1 has its weights, 4.0 MB in 0.4 s"]
 
 
-def test_what_each_worker_on_its_way_does_is_said(display_of: DisplayOf) -> None:
+def test_the_activity_names_each_worker_that_is_on_its_way_and_what_it_does(display_of: DisplayOf) -> None:
     workers = [node("a", "ready", 4 * MB), node("b", "loading", MB), node("c", "loading", 4 * MB), node("d", "absent")]
     said = arriving(display_of, lambda now: workers, 6.0)
     words = "b receives its weights; c gets ready; d has not joined yet: 1.0 of 4.0 MB"
     assert said == ["a has its weights, 4.0 MB in 0.4 s", f"{words}, 2 s", f"{words}, 5 s"]
 
 
-def test_what_a_worker_does_with_its_weights_is_said_with_a_share(display_of: DisplayOf) -> None:
+def test_a_worker_that_prepares_its_weights_has_a_percentage(display_of: DisplayOf) -> None:
     workers = [node("a", "loading", MB, doing="compiles kernels", kept_bytes=3 * MB), node("b", "absent")]
     (line,) = arriving(display_of, lambda now: workers, 2.0)
     assert line == "a compiles kernels; b has not joined yet: 40%, 2 s"
@@ -219,7 +219,7 @@ def test_each_of_several_that_receive_has_its_speed_and_its_time_left(display_of
     )
 
 
-def test_what_a_worker_had_itself_is_said(display_of: DisplayOf) -> None:
+def test_the_bytes_that_a_worker_had_are_said(display_of: DisplayOf) -> None:
     said = arriving(display_of, lambda now: [node("a", "loaded", MB, kept_bytes=3 * MB)], 0.2)
     assert said == ["a has its weights, 4.0 MB in 0.4 s (3.0 MB were there)"]
 

@@ -34,7 +34,7 @@ def doing(places: ClusterPaths) -> tuple[str, int, int, Unit] | None:
     return None if record is None else record.doing
 
 
-def test_what_one_process_writes_another_reads(places: ClusterPaths) -> None:
+def test_a_record_that_one_process_writes_another_reads(places: ClusterPaths) -> None:
     here = Heard()
     assert doing(places) is None
     PublicState(without_file("demo"), places, here).activity("the root reads", 0, 68_000_000_000)
