@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import yaml
 from msgspec import NODEFAULT, Struct
 
 from dllama_zmq.api_config import API_PORTS, ApiConfig
@@ -16,7 +17,7 @@ from dllama_zmq.cluster import Cluster, ClusterFile
 from dllama_zmq.formats import open_model
 from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.node_config import RootConfig, Threads, WorkerConfig
-from dllama_zmq.render.files import kept_key, yaml_text
+from dllama_zmq.render.files import HOME, kept_key
 from dllama_zmq.root.fitting import check_kv_memory
 from dllama_zmq.sharding import KVBudget, Plan, context_length, node_memory
 from dllama_zmq.sources import DEMO
@@ -40,7 +41,8 @@ _COMPILING_BYTES = 512 * _MIB
 
 def cluster_yaml(cluster: Cluster, source: Path) -> str:
     """The text of a cluster file with the values that differ from the defaults."""
-    return yaml_text(_changed(cluster), comment=f"made from {source.name} by dllama-zmq render")
+    text = yaml.safe_dump(_changed(cluster), sort_keys=False, allow_unicode=True, width=120)
+    return f"# made from {source.name} by dllama-zmq render\n{text}"
 
 
 def _changed(value: Struct) -> dict[str, Any]:
@@ -172,3 +174,12 @@ HEALTH_CHECK = [
     f"import urllib.request as it; it.urlopen('http://127.0.0.1:{API_PORT}/health', timeout=4)",
 ]
 """A health check in Python, because the image has no curl. Fails while a node is missing."""
+PLACES = {
+    "home": HOME,
+    "etc": ETC,
+    "models_folder": MODELS,
+    "api_keys": API_KEYS,
+    "api_port": API_PORT,
+    "health_check": HEALTH_CHECK,
+}
+"""What the templates of containers name."""

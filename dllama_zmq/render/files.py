@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from string import Template
 
-import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dllama_zmq.errors import ClusterError, TrustError, UsageError
 from dllama_zmq.formats.files import replace_file
@@ -77,25 +78,17 @@ def kept_key(path: Path) -> KeyPair:
 
 def image_files(image: str) -> dict[str, str | bytes]:
     """The Containerfile of `image`, a wheel of this package, and a .gitignore for the secrets."""
-    text = from_template("Containerfile", image=image, home=HOME, user=str(IMAGE_USER))
+    text = from_template("Containerfile", image=image, home=HOME, user=IMAGE_USER)
     with tempfile.TemporaryDirectory() as folder:
         wheel = write_own_wheel(Path(folder))
         return {"Containerfile": text, wheel.name: wheel.read_bytes(), ".gitignore": "keys/\n*.whl\n"}
 
 
-def from_template(template: str, **values: str) -> str:
-    """The text of a template of the package."""
-    return Template((DATA_FOLDER / "render" / template).read_text()).substitute(values)
-
-
-def yaml_text(*documents: object, comment: str = "") -> str:
-    """YAML of the documents with their keys in order, after a comment line."""
-    text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return f"# {comment}\n{text}" if comment else text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes repeated values in full instead of as aliases."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
+def from_template(template: str, **values: object) -> str:
+    """The text of a template of the package, in Jinja's notation. Its filter `json` makes YAML of any string."""
+    templates = FileSystemLoader(DATA_FOLDER / "render")
+    jinja = Environment(
+        loader=templates, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    jinja.filters["json"] = partial(json.dumps, ensure_ascii=False)
+    return jinja.get_template(template).render(**values)

@@ -63,6 +63,24 @@ def test_kubectl_makes_the_secret_of_each_nodes_key_and_the_cluster_file(cli: Cl
     assert {one["metadata"].get("namespace") for one in made if one["kind"] != "Namespace"} == {"home-1"}
 
 
+def test_names_that_yaml_reads_as_numbers_and_paths_with_quotes_stay_what_they_are(cli: Cli) -> None:
+    """Of a cluster, of its workers, and of the model's file."""
+    model = cli.folder / 'my "é": {model}.m'
+    for suffix in (".m", ".t"):
+        shutil.copy(cli.model.with_suffix(suffix), model.with_suffix(suffix))
+    keys = {"name": "123", "workers": [{"name": "456"}], "api": False}
+    for form in ("compose", "kubernetes"):
+        render(cli, form, model=str(model), **keys)
+    services = of(cli.folder / "compose", "compose.yaml")[0]["services"]
+    assert list(services) == ["root", "456"]
+    assert str(model) in [mount["source"] for mount in services["root"]["volumes"][1:]]
+    (namespace,) = of(cli.folder / "kubernetes", "manifests.yaml", "Namespace")
+    assert namespace["metadata"]["name"] == "123"
+    assert of(cli.folder / "kubernetes", "kustomization.yaml")[0]["namespace"] == "123"
+    (waits,) = (one for name, one in containers(cli.folder / "kubernetes").items() if name.endswith("/models"))
+    assert model.name in waits["command"][-1]
+
+
 def test_pods_are_as_the_restricted_profile_of_kubernetes_wants_them(cli: Cli) -> None:
     folder = render(cli, "kubernetes")
     for one in of(folder, "manifests.yaml", "StatefulSet"):
