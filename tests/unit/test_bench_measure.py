@@ -22,9 +22,15 @@ def root(tmp_path: Path) -> Iterator[Root]:
         yield Root(zmq.Context.instance(), model, RootSettings())  # one node opens no socket
 
 
+@pytest.fixture(scope="module")
+def reader() -> MemoryReader:
+    """One for all tests: to fill its gigabyte takes longer than any of them, and it is only read."""
+    return MemoryReader(1)
+
+
 @pytest.fixture
-def bench(root: Root) -> Bench:
-    return Bench(root, SilentReporter(), "1 node", MemoryReader(1))
+def bench(root: Root, reader: MemoryReader) -> Bench:
+    return Bench(root, SilentReporter(), "1 node", reader)
 
 
 def test_a_case_runs_once_more_than_it_counts(root: Root, bench: Bench) -> None:
@@ -66,11 +72,13 @@ def test_a_prompt_comes_while_others_run_until_its_first_token(root: Root, bench
     assert len(measured.gaps.alone) == 2 * (ALONE_STEPS - 1)
 
 
-def test_kernels_are_counted_over_the_repetitions_alone_and_only_where_asked_for(tmp_path: Path, bench: Bench) -> None:
+def test_kernels_are_counted_over_the_repetitions_alone_and_only_where_asked_for(
+    tmp_path: Path, bench: Bench, reader: MemoryReader
+) -> None:
     assert bench.run(Case("tg", 2), repetitions=1).kernels is None
     with write_tiny_model(tmp_path / "profiled.m") as model:
         root = Root(zmq.Context.instance(), model, RootSettings(profile=True))
-        measured = Bench(root, SilentReporter(), "1 node", MemoryReader(1)).run(Case("tg", 4, depth=5), repetitions=3)
+        measured = Bench(root, SilentReporter(), "1 node", reader).run(Case("tg", 4, depth=5), repetitions=3)
         n_layers = model.spec.n_layers
     assert measured.kernels is not None
     assert measured.kernels["attend"][1] == 3 * 4 * n_layers
