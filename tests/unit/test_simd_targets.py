@@ -315,7 +315,8 @@ def test_what_is_not_a_number_stays_that_as_a_half_by_integers_alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "n_bytes"), [("sapphirerapids", 4096), ("znver5", 6144), ("znver4", 0), ("x86-64-v4", 0)]
+    ("name", "n_bytes"),
+    [("sapphirerapids", 4096), ("graniterapids", 8192), ("znver5", 6144), ("znver4", 0), ("x86-64-v4", 0)],
 )
 def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_so(name, n_bytes):
     target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
@@ -326,8 +327,23 @@ def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_s
     assert module.count("call void @llvm.prefetch") == (BLOCKS["q40"].nbytes // 64 if n_bytes else 0)
 
 
-def test_on_zen_5_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at_once():
-    target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), "znver5")
+@pytest.mark.parametrize(
+    ("name", "features", "same"),
+    [
+        ("rocketlake", ["amx-tile"], "sapphirerapids"),
+        ("rocketlake", ["amx-tile", "prefetchi"], "graniterapids"),
+        ("sapphirerapids", ["amx-tile"], "sapphirerapids"),
+        ("rocketlake", ["prefetchi"], "rocketlake"),
+    ],
+)
+def test_a_cpu_under_the_name_of_an_older_one_is_known_by_its_instructions(name, features, same):
+    having = dict.fromkeys([*X86, *AVX512, *features], True)
+    assert target_of("x86_64", having, name) == target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), same)
+
+
+@pytest.mark.parametrize("name", ["graniterapids", "znver5"])
+def test_on_some_cpus_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at_once(name):
+    target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
     module = str(
         module_of(target, 6, lambda b, target, args: IntegerMicrokernel(target, BLOCKS["q40"], 1, 2).emit(b, *args))
     )

@@ -19,10 +19,10 @@ Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
 _X86_LEAST = ("avx2", "fma", "f16c")
 _X86_VNNI512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
-_AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 4096, "znver5": 6144}
+_AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 8192, "znver5": 6144}
 """Bytes that a product of few tokens prefetches ahead, by LLVM's name of a CPU: what was measured to read fastest
-(tools/BENCHMARKS.md; the second and third have the cores of the first). Zen 4 reads as fast without prefetch."""
-_SPREAD = {"znver5"}
+(tools/BENCHMARKS.md; the second has the cores of the first). Zen 4 reads as fast without prefetch."""
+_SPREAD = {"graniterapids", "znver5"}
 """CPUs that were measured to read faster if each line is prefetched by itself, between two loads."""
 
 
@@ -59,6 +59,9 @@ def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Ta
         if not has(*_X86_LEAST):
             return Target("plain", has("fma"), has("f16c"), 4, 2, pause)
         if has(*_X86_VNNI512):
+            # LLVM goes by the model's number, for which a hypervisor may give another's. Only these have AMX.
+            if has("amx-tile") and cpu not in _AHEAD:
+                cpu = "graniterapids" if has("prefetchi") else "sapphirerapids"
             return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD)
         return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, 2, pause)
     if architecture in ("aarch64", "arm64"):
