@@ -127,7 +127,7 @@ def _facts(settings: BenchSettings, spec: ModelSpec, title: str) -> Row:
     if kernels == "simd":
         from dllama_zmq.kernels.simd.host import host_target
 
-        dot = host_target().dot
+        dot = host_target().products
     return {
         "model": title,
         "shape": None if isinstance(settings.model, str) else settings.model.shape.lower(),

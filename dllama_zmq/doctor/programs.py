@@ -69,7 +69,7 @@ def kernels() -> Iterator[Finding]:
 
     architecture, name, features = host_cpu()
     lacks = missing(architecture, {feature[1:] for feature in re.findall(r"\+[^,]+", features)})
-    text = f"simd for {name}, products by {host_target().dot}{f'; this CPU has no {lacks}' if lacks else ''}"
+    text = f"simd for {name}, products by {host_target().products}{f'; this CPU has no {lacks}' if lacks else ''}"
     if architecture == "x86_64" and host_target().dot == "plain":
         cure = "in a virtual machine, give it the computer's own CPU (QEMU: -cpu host)"
         yield warning("kernels", text, cure)

@@ -70,7 +70,7 @@ def choose_kernels(choice: KernelChoice, threads: int, oversubscribed: bool = Fa
         from dllama_zmq.kernels.simd.host import host_cpu, host_target
 
         if choice == "auto":
-            logger.info("kernels simd for %s: dot=%s threads=%d", host_cpu()[1], host_target().dot, threads)
+            logger.info("kernels simd for %s: dot=%s threads=%d", host_cpu()[1], host_target().products, threads)
         return Simd(threads, oversubscribed)
     if choice == "simd":
         raise UsageError(f"kernels simd cannot run here: {obstacle}; use kernels: numpy")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -195,6 +197,8 @@ def test_code_for_every_cpu_calls_nothing(cpu, kind):
     [
         ("x86_64", [*X86, *AVX512], Target("vnni512", True, True, 8, 8, PAUSE_X86)),
         ("x86_64", [*X86, *AVX512, "avxvnni"], Target("vnni512", True, True, 8, 8, PAUSE_X86)),
+        ("x86_64", [*X86, *AVX512, "amx-int8"], Target("vnni512", True, True, 8, 8, PAUSE_X86, amx=True)),
+        ("x86_64", [*X86, "amx-int8"], Target("avx2", True, True, 4, 2, PAUSE_X86)),
         # Skylake-X has AVX-512 without VNNI: its 512-bit multiplies are not worth a form of their own.
         ("x86_64", [*X86, "avx512f", "avx512bw", "avx512vl"], Target("avx2", True, True, 4, 2, PAUSE_X86)),
         ("x86_64", [*X86, "avxvnni"], Target("vnni256", True, True, 4, 2, PAUSE_X86)),
@@ -214,6 +218,32 @@ def test_code_for_every_cpu_calls_nothing(cpu, kind):
 )
 def test_a_target_is_what_its_features_say(architecture, features, target):
     assert target_of(architecture, dict.fromkeys(features, True)) == target
+
+
+WITHOUT_PERMISSION = """
+import ctypes
+from dllama_zmq.kernels.simd.host import host_cpu
+libc = ctypes.CDLL(None)
+class Stack(ctypes.Structure):  # stack_t of sigaltstack(2)
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("n_bytes", ctypes.c_size_t)]
+too_small_for_amx = 4096
+room = ctypes.create_string_buffer(too_small_for_amx)
+assert libc.sigaltstack(ctypes.byref(Stack(ctypes.addressof(room), 0, too_small_for_amx)), None) == 0
+assert "-amx-int8" in host_cpu()[2], host_cpu()
+import numpy as np
+from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.spec import FloatType
+matrix = BlockMatrix.from_array(np.ones((32, 32), np.float32), FloatType.Q80)
+assert choose_kernels("simd", 1).linear(matrix)(np.ones((32, 32), np.float32)).shape == (32, 32)
+"""
+
+
+def test_where_linux_does_not_allow_amx_products_do_without():
+    if "+amx-int8" not in binding.get_host_cpu_features().flatten():
+        pytest.skip("this CPU has no AMX")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PERMISSION], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("absent", [*X86, *AVX512])

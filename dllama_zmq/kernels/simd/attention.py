@@ -21,7 +21,7 @@ from dllama_zmq.kernels.simd.intrinsics import (
 )
 from dllama_zmq.kernels.simd.job import n_fields, offsets
 from dllama_zmq.kernels.simd.layout import KV_ROWS, MAX_HEAD_DIM, PAGE, AttentionJob, SpanRow
-from dllama_zmq.kernels.simd.products import MAX_GROUP, by_size
+from dllama_zmq.kernels.simd.products import MAX_TOKENS, by_size
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.rotation import rotate
 from dllama_zmq.kernels.simd.vector_math import F, exponential, load_lanes, softcapped, store_lanes
@@ -121,7 +121,7 @@ def _make_attend(half):
         product4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW, ahead)
 
     # Where registers are few, eight rows are twice four.
-    product = by_size(product1, product2, product4, product8 if MAX_GROUP >= 8 else twice4, KV_ROWS)
+    product = by_size(product1, product2, product4, product8 if MAX_TOKENS >= 8 else twice4, KV_ROWS)
 
     def attend(job, first, last):
         """Causal attention of each span. Items are up to 8 rows of one KV head: those of the first span, KV head by KV

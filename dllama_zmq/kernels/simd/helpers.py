@@ -17,6 +17,7 @@ from typing import BinaryIO
 from dllama_zmq import host
 from dllama_zmq.kernels.needs import Compiling
 from dllama_zmq.kernels.simd.catalog import cost_s
+from dllama_zmq.kernels.simd.host import host_cpu
 from dllama_zmq.own_code import own_code
 
 _MAX_HELPERS = 3
@@ -99,7 +100,9 @@ def helpers(
 
     A name that a helper has taken and not delivered is in `left` again.
     """
-    environment = own_code() | {"NUMBA_OPT": "0"}  # numba must not optimize: build.py does
+    _, name, features = host_cpu()  # a helper by itself might be allowed AMX where this process is not
+    cpu = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    environment = own_code() | cpu | {"NUMBA_OPT": "0"}  # numba must not optimize: build.py does
     processes: list[subprocess.Popen[bytes]] = []
     threads: list[Thread] = []
     started = Event()

@@ -48,7 +48,7 @@ class BlockDots:
         bias = self.bias_of(block)
         totals = [[_start(b, x, bias, part) for x in xs] for _ in tiles]
         groups = _groups(block, part)
-        unpackers = [_Unpacker(b, block, tile, before) for tile in tiles]
+        unpackers = [Unpacker(b, block, tile, before) for tile in tiles]
         for group in groups:
             weights = [self.prepare(b, block, unpacker.group(group)) for unpacker in unpackers]
             for r, x in enumerate(xs):
@@ -70,7 +70,7 @@ class BlockDots:
         raise NotImplementedError
 
 
-class _Unpacker:
+class Unpacker:
     """A tile's groups of a block as whole bytes, in ascending order; `width` bytes from byte `at` of each vector."""
 
     def __init__(
@@ -156,7 +156,7 @@ class _Avx2(BlockDots):
         totals = [[_start(b, x, block.bias, part, 8) for x in xs] for _ in range(2)]
         # If a block adds up in i16, both halves share each value of x; else there are no registers for both at once.
         for halves in [(0, 1)] if at_once >= len(groups) else [(0,), (1,)]:
-            unpackers = {half: _Unpacker(b, block, tile, before, 32 * half, 32) for half in halves}
+            unpackers = {half: Unpacker(b, block, tile, before, 32 * half, 32) for half in halves}
             for first in groups[::at_once]:
                 words: dict[tuple[int, int], ir.Value] = {}
                 for group in range(first, min(first + at_once, groups.stop)):
@@ -180,7 +180,7 @@ class _Avx2(BlockDots):
     ) -> list[ir.Value]:
         """The weights' signs move to x: what is left of them is unsigned."""
         totals = [fill(ir.VectorType(I32, LANES), 0) for _ in xs]
-        unpacker = _Unpacker(b, block, tile, before)
+        unpacker = Unpacker(b, block, tile, before)
         for group in _groups(block, part):
             pieces = parts(b, unpacker.group(group), 2)
             zero = fill(pieces[0].type, 0)

@@ -71,7 +71,7 @@ class IntegerMicrokernel:
         spread = target.spread and ahead == target.ahead > 0
 
         def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
-            place = _Place(b, target, block, pair, half, b.add(first, i))
+            place = Place(b, target, block, pair, half, b.add(first, i))
             x_blocks = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
             xs = [b.add(x_blocks, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
             x_scales = [load(b, token, X.scale, F32) for token in xs]
@@ -105,10 +105,10 @@ class IntegerMicrokernel:
                         new[k] = multiply_add(b, target, m, splat(b, load(b, token, X.scaled_sum, F32)), new[k])
             return new
 
-        _loop(b, n, n_tiles * n_tokens, body, out)
+        loop(b, n, [fill(F32x16, 0.0)] * (n_tiles * n_tokens), body, out)
 
 
-class _Place:
+class Place:
     """Where block `number` of a pair is. Tiles are counted from `half` on."""
 
     def __init__(
@@ -202,7 +202,7 @@ class FloatMicrokernel:
                     new.append(multiply_add(b, target, weights, value, total))
             return new
 
-        _loop(b, n, n_tiles * n_rows, body, out)
+        loop(b, n, [fill(F32x16, 0.0)] * (n_tiles * n_rows), body, out)
 
 
 def prefetch(b: ir.IRBuilder, at: ir.Value) -> None:
@@ -239,26 +239,26 @@ def load_lanes(b: ir.IRBuilder, target: Target, lanes: LaneType, at: ir.Value) -
     return b.bitcast(b.shl(b.zext(upper, ints), fill(ints, 16)), F32x16)
 
 
-def _loop(
+def loop(
     b: ir.IRBuilder,
     n: ir.Value,
-    count: int,
+    start: Sequence[ir.Value],
     body: Callable[[ir.IRBuilder, ir.Value, Sequence[ir.Value]], list[ir.Value]],
     out: ir.Value,
 ) -> None:
-    """for i in range(n), n > 0: totals = body(i, totals), beginning at 0; then store the `count` totals at `out`."""
+    """totals = start; for i in range(n), n > 0: totals = body(i, totals); then store them side by side at `out`."""
     before = b.block
     loop, after = b.append_basic_block("microkernel"), b.append_basic_block("microkernel.end")
     b.branch(loop)
     b.position_at_end(loop)
     i = b.phi(I64)
-    totals = [b.phi(F32x16) for _ in range(count)]
+    totals = [b.phi(F32x16) for _ in start]
     new = body(b, i, totals)
     next_i = b.add(i, ir.Constant(I64, 1))
     i.add_incoming(ir.Constant(I64, 0), before)
     i.add_incoming(next_i, b.block)
-    for total, changed in zip(totals, new, strict=True):
-        total.add_incoming(fill(F32x16, 0.0), before)
+    for total, first, changed in zip(totals, start, new, strict=True):
+        total.add_incoming(first, before)
         total.add_incoming(changed, b.block)
     b.cbranch(b.icmp_signed("<", next_i, n), loop, after)
     b.position_at_end(after)

@@ -1,9 +1,9 @@
 """Products of tiles and tokens, which take nearly all of a token's time. numba code.
 
 A matrix is stored as pairs of tiles of 16 rows (`layout.py`), all columns of a pair together; a pair is a work item.
-Tokens come in groups of 8, 4, 2 and 1, as registers allow: a pair is read from memory once, stays in the core's cache,
-and is multiplied by group after group. With enough registers a group is multiplied by both tiles of a pair at once, so
-that memory is read in one stream.
+Tokens come in groups of 8, 4, 2 and 1, as registers allow, with AMX of 32 and 16 before: a pair is read from memory
+once, stays in the core's cache, and is multiplied by group after group. With enough registers a group is multiplied by
+both tiles of a pair at once, so that memory is read in one stream.
 
 Integer products take their tokens as `quantize` lays them out. The order of addition is that of `Kernels.linear`:
 blocks one after another within a segment, segments in a balanced tree.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd import amx
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.intrinsics import (
     load_f32,
@@ -57,11 +58,13 @@ from dllama_zmq.kernels.simd.vectors import (
 )
 
 AT, QUANTIZE = offsets(ProductJob), offsets(QuantizeJob)
-MAX_GROUP = host_target().tokens
-"""Tokens in the largest group."""
+MAX_TOKENS = host_target().tokens
+"""Tokens in the largest group that goes over a tile in registers."""
+MAX_GROUP = amx.GROUP if host_target().amx else MAX_TOKENS
+"""Tokens in the largest group of an integer product."""
 _PAIRED = host_target().paired
 _ROW = 64  # bytes of 16 floats
-SLOT = 2 * MAX_GROUP * _ROW  # both tiles times the tokens of one group
+SLOT = 2 * MAX_GROUP * _ROW  # both tiles times the tokens of the largest group
 DEPTH = 9  # unfinished sub-trees of 2^8 segments
 _sums = scratch(SLOT * DEPTH)
 _AHEAD = {1: 2048, 2: 0, 4: 8192, 8: 8192}
@@ -69,9 +72,9 @@ _AHEAD = {1: 2048, 2: 0, 4: 8192, 8: 8192}
 
 
 @register_jitable
-def group_size(n_left):
+def group_size(n_left, largest):
     """Tokens in the next group."""
-    size = MAX_GROUP
+    size = largest
     while size > n_left:
         size >>= 1
     return size
@@ -82,35 +85,32 @@ def quantize(job, first, last):
     """Tokens x (T, n_columns) f32, normed if there is a gain, as blocks: 32 bytes, a scale and sums; group by group at
     out.
 
-    A group of R tokens is, block after block, R times X_BLOCK bytes. Items are groups of MAX_GROUP tokens.
+    A group of R tokens is, block after block, R times X_BLOCK bytes. Items are MAX_TOKENS tokens.
     """
     n_blocks = load_i64(job + QUANTIZE.n_columns) // 32
     n_tokens = load_i64(job + QUANTIZE.n_tokens)
     stride, gain = load_i64(job + QUANTIZE.x_stride), load_i64(job + QUANTIZE.gain)
-    for item in range(first, last):
-        t = item * MAX_GROUP
-        end = min(n_tokens, t + MAX_GROUP)
-        while t < end:
-            size = group_size(end - t)
-            group = load_i64(job + QUANTIZE.out) + t * n_blocks * X_BLOCK
-            for r in range(size):
-                row = load_i64(job + QUANTIZE.x) + (t + r) * stride
-                norm = splat(F(1.0))
-                if gain != 0:
-                    norm = norm_scale(row, 32 * n_blocks, load_f32(job + QUANTIZE.eps))
-                for b in range(n_blocks):
-                    low, high = load_vector(row + 128 * b), load_vector(row + 128 * b + _ROW)
-                    if gain != 0:
-                        low = low * norm * load_vector(gain + 128 * b)
-                        high = high * norm * load_vector(gain + 128 * b + _ROW)
-                    scale = block_scale(low, high)
-                    at = group + (b * size + r) * X_BLOCK
-                    q_low, q_high = quantized(low, scale), quantized(high, scale)
-                    store_bytes(at, q_low)
-                    store_bytes(at + 16, q_high)
-                    store_scale_f32(at + X.scale, scale)
-                    store_sums(at, sum_of_ints(q_low), sum_of_ints(q_high))
-            t += size
+    start, size = 0, group_size(n_tokens, MAX_GROUP)
+    for t in range(first * MAX_TOKENS, min(n_tokens, last * MAX_TOKENS)):
+        while t >= start + size:
+            start += size
+            size = group_size(n_tokens - start, MAX_GROUP)
+        row = load_i64(job + QUANTIZE.x) + t * stride
+        norm = splat(F(1.0))
+        if gain != 0:
+            norm = norm_scale(row, 32 * n_blocks, load_f32(job + QUANTIZE.eps))
+        for b in range(n_blocks):
+            low, high = load_vector(row + 128 * b), load_vector(row + 128 * b + _ROW)
+            if gain != 0:
+                low = low * norm * load_vector(gain + 128 * b)
+                high = high * norm * load_vector(gain + 128 * b + _ROW)
+            scale = block_scale(low, high)
+            at = load_i64(job + QUANTIZE.out) + (start * n_blocks + b * size + t - start) * X_BLOCK
+            q_low, q_high = quantized(low, scale), quantized(high, scale)
+            store_bytes(at, q_low)
+            store_bytes(at + 16, q_high)
+            store_scale_f32(at + X.scale, scale)
+            store_sums(at, sum_of_ints(q_low), sum_of_ints(q_high))
 
 
 @register_jitable
@@ -160,7 +160,7 @@ def _make_integer(block):
 
         return microkernel
 
-    return _make_times(_integer_cut, made)
+    return _make_times(_integer_cut, made, amx.tile_microkernel(block) if host_target().amx else None)
 
 
 def _make_float(lanes, value_bytes):
@@ -178,15 +178,18 @@ def _make_float(lanes, value_bytes):
     return _make_times(_float_cut, made)
 
 
-def _make_times(cut, made):
+def _make_times(cut, made, many=None):
     """A pair times a group of tokens, and a pair times a group of one.
 
-    made: from a number of tokens to a micro-kernel, over both tiles for up to _PAIRED tokens. All is inlined: only the
+    made: from a number of tokens to a micro-kernel, over both tiles for up to _PAIRED tokens. many: the micro-kernel of
+    larger groups than MAX_TOKENS, over both tiles. All is inlined: only the
     stack frame of a kernel, which has `scratch`, is aligned to vectors; elsewhere a spilled vector would straddle cache
     lines (8% with AVX2).
     """
-    kernel1, most = made(1), made(MAX_GROUP)
-    any_size = by_size(kernel1, made(2), made(4), most, MAX_GROUP)
+    kernel1, most = made(1), made(MAX_TOKENS)
+    any_size = by_size(kernel1, made(2), made(4), most, MAX_TOKENS)
+    if many is not None:
+        any_size = by_number(any_size, many)
 
     @register_jitable(forceinline=True)
     def only1(size, *args):
@@ -214,11 +217,11 @@ def _make_times(cut, made):
     def times(job, pair, t, size, sums):
         """A pair times the group of `size` tokens from `t` on -> (2, size, 16) f32 at `sums`, tile by tile."""
         first = load_i64(job + AT.first_unit)
-        if _PAIRED == MAX_GROUP or size < MAX_GROUP:
+        if _PAIRED == MAX_TOKENS or size < MAX_TOKENS:
             over_both(job, pair, first, 0, t, size, sums)
         else:
             for half in range(2):
-                over_one(job, pair, first, half, t, MAX_GROUP, sums + half * _ROW * MAX_GROUP)
+                over_one(job, pair, first, half, t, MAX_TOKENS, sums + half * _ROW * MAX_TOKENS)
 
     @register_jitable(forceinline=True)
     def times_one(job, pair, first, t, sums):
@@ -241,6 +244,19 @@ def by_size(kernel1, kernel2, kernel4, most, n_most):
             kernel4(*args)
         else:
             most(*args)
+
+    return microkernel
+
+
+def by_number(few, many):
+    """A micro-kernel that is `few` for up to MAX_TOKENS tokens, its first argument, and `many` for more."""
+
+    @register_jitable(forceinline=True)
+    def microkernel(size, *args):
+        if size <= MAX_TOKENS:
+            few(size, *args)
+        else:
+            many(size, *args)
 
     return microkernel
 
@@ -301,7 +317,7 @@ def store_q80(at, low, high):
     store_scale(at, scale)
 
 
-def _make_product(times):
+def _make_product(times, largest):
     def product(job, first, last):
         """Work items `first` to `last` of a matrix: 32 rows (or 16 of gate and 16 of up) times all tokens."""
         n_tokens = load_i64(job + AT.n_tokens)
@@ -311,7 +327,7 @@ def _make_product(times):
             pair = load_i64(job + AT.pairs) + item * pair_bytes
             t = 0
             while t < n_tokens:
-                size = group_size(n_tokens - t)
+                size = group_size(n_tokens - t, largest)
                 times(job, pair, t, size, sums)
                 store_epilogue(job, item, t, size, sums)
                 t += size
@@ -327,4 +343,4 @@ TIMES = {
 }
 """By the weights' type: a pair of tiles times a group of tokens, and times a group of one."""
 for _kind, (_times, _) in TIMES.items():
-    kernel(_make_product(_times), f"product_{_kind}")
+    kernel(_make_product(_times, MAX_GROUP if _kind in BLOCKS else MAX_TOKENS), f"product_{_kind}")

@@ -35,6 +35,7 @@ class Target:
     paired: the most tokens with which a pass goes over both tiles of a pair.
     ahead: bytes that a product of few tokens prefetches ahead; 0 if the CPU does that by itself.
     spread: lines are prefetched one by one between the loads, not all of a block at once.
+    amx: AMX multiplies 16 tokens and more (`amx.py`).
     pause: LLVM's name of the hint to a spinning core, and its arguments.
     """
 
@@ -46,6 +47,12 @@ class Target:
     pause: tuple[str, tuple[int, ...]] | None
     ahead: int = 0
     spread: bool = False
+    amx: bool = False
+
+    @property
+    def products(self) -> str:
+        """How products of bytes are taken, for people."""
+        return f"{self.dot}, amx" if self.amx else self.dot
 
 
 def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Target:
@@ -62,7 +69,7 @@ def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Ta
             # LLVM goes by the model's number, for which a hypervisor may give another's. Only these have AMX.
             if has("amx-tile") and cpu not in _AHEAD:
                 cpu = "graniterapids" if has("prefetchi") else "sapphirerapids"
-            return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD)
+            return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD, has("amx-int8"))
         return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, 2, pause)
     if architecture in ("aarch64", "arm64"):
         return Target("sdot" if has("dotprod") else "plain", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
