@@ -32,8 +32,8 @@ _SPANS_PER_THREAD = 8  # NumPy: several for each thread, so that one that is del
 
 ROWS, COLUMNS = 32768, 4096
 WEIGHT_BYTES = ROWS * FloatType.Q40.row_bytes(COLUMNS)
-N_MATRICES = 4
-"""Multiplied in turn: 300 MB, so that no cache keeps a matrix until it is used again."""
+MIN_MATRICES = 4
+"""Multiplied in turn, as much as the reader reads: so that no cache keeps a matrix until it is used again."""
 _MIN_ROUNDS, _MAX_ROUNDS, _MAX_S = 2, 12, 3.0
 
 BLAS_SHAPES = ((128, 2048), (2048, 5632))
@@ -128,10 +128,11 @@ def measure_products(threads: int, choice: KernelChoice, weight_type: FloatType)
     rng = Generator(SFC64(0))
     n_rows = WEIGHT_BYTES // weight_type.row_bytes(COLUMNS)
     matrix = random_blocks(rng, weight_type, n_rows, COLUMNS, COLUMNS**-0.5)
-    products = cycle([kernels.linear(BlockMatrix(matrix, weight_type)) for _ in range(N_MATRICES)])
+    reader = MemoryReader(threads, kernels)
+    n_matrices = max(MIN_MATRICES, reader.n_bytes // WEIGHT_BYTES)
+    products = cycle([kernels.linear(BlockMatrix(matrix, weight_type)) for _ in range(n_matrices)])
     x = rng.standard_normal((1, COLUMNS), dtype=np.float32)
     next(products)(x)
-    reader = MemoryReader(threads, kernels)
     passes_s: list[float] = []
     products_per_s: list[float] = []
     until = time.monotonic() + _MAX_S

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from dllama_zmq.bench.cases import Nodes
-from dllama_zmq.bench.machine import BLAS_SHAPES, N_MATRICES, WEIGHT_BYTES
+from dllama_zmq.bench.machine import BLAS_SHAPES, MIN_MATRICES, WEIGHT_BYTES
 from dllama_zmq.bench.rows import Row
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.reporting import plural
@@ -98,8 +98,8 @@ def _about(products: Sequence[Row]) -> str:
         f"CPU: {row['cpu']}, {threads}; dllama-zmq {row['version']}, {kernels}, sync {row['sync']}",
         f"memory read, by {read_by}: {', '.join(read)}",
         f"{row['blas']}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {', '.join(blas)}",
-        f"mv: {N_MATRICES} matrices of {WEIGHT_BYTES / 1e6:.0f} MB and a type of the model's weights, each times a "
-        "vector, products/s, the best round",
+        f"mv: at least {MIN_MATRICES} matrices of {WEIGHT_BYTES / 1e6:.0f} MB and a type of the model's weights, each "
+        "times a vector, products/s, the best round",
         "nodes: number x threads of each; % read: weights read by all of them, as a share of memory read; "
         f"GMAC/s: multiply-adds of matrices; {_WAIT}",
     )
