@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import pkgutil
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -45,25 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # the process that started this worker has set its environment
     config.stash[_home] = home = Path(tempfile.mkdtemp(prefix="dz-home-", dir="/tmp"))
     surroundings.set_environment(home, config.rootpath / ".pytest_cache" / "kernels")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(
-    collector: pytest.Collector,
-) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Of several processes, each imports the modules of a folder from a place of its own on.
-
-    In a new checkout, Python's bytecode is so compiled by one process each, not by all at the same time.
-    """
-    report = yield
-    name, n_processes = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    if name.startswith("gw") and report.passed:
-        modules = [node for node in report.result if isinstance(node, pytest.Module)]
-        first = len(modules) * int(name.removeprefix("gw")) // n_processes
-        for module in modules[first:] + modules[:first]:
-            with suppress(pytest.Collector.CollectError, pytest.skip.Exception):  # it will be reported of the module
-                _ = module.obj
-    return report
 
 
 @pytest.hookimpl(tryfirst=True)
