@@ -33,7 +33,8 @@ _SPANS_PER_THREAD = 8  # NumPy: several for each thread, so that one that is del
 ROWS, COLUMNS = 32768, 4096
 WEIGHT_BYTES = ROWS * FloatType.Q40.row_bytes(COLUMNS)
 MIN_MATRICES = 4
-"""Multiplied in turn, as much as the reader reads: so that no cache keeps a matrix until it is used again."""
+"""Multiplied in turn, or more if the largest cache could hold these: so that none keeps a matrix until it is used
+again."""
 _MIN_ROUNDS, _MAX_ROUNDS, _MAX_S = 2, 12, 3.0
 
 BLAS_SHAPES = ((128, 2048), (2048, 5632))
@@ -129,7 +130,7 @@ def measure_products(threads: int, choice: KernelChoice, weight_type: FloatType)
     n_rows = WEIGHT_BYTES // weight_type.row_bytes(COLUMNS)
     matrix = random_blocks(rng, weight_type, n_rows, COLUMNS, COLUMNS**-0.5)
     reader = MemoryReader(threads, kernels)
-    n_matrices = max(MIN_MATRICES, reader.n_bytes // WEIGHT_BYTES)
+    n_matrices = max(MIN_MATRICES, (largest_cache_bytes() or 0) // WEIGHT_BYTES + 1)
     products = cycle([kernels.linear(BlockMatrix(matrix, weight_type)) for _ in range(n_matrices)])
     x = rng.standard_normal((1, COLUMNS), dtype=np.float32)
     next(products)(x)
