@@ -43,9 +43,9 @@ from dllama_zmq.kernels.simd.vectors import store_vector
 TOKENS = 16
 """Rows of an AMX register, and tokens in the smallest group."""
 GROUP = 32
-"""Tokens in the largest group. Of 16, unpacking costs 10%; with 64 and 128 products are no faster."""
+"""Tokens in the largest group: with 16, products are 10% slower; with 64 or 128, no faster (tools/BENCHMARKS.md)."""
 _CHUNK = 4
-"""Blocks at a time: with 8, sums and weights of both tiles crowd out tokens of the first cache."""
+"""Blocks unpacked at a time: with 8, products are 5 to 10% slower; with 2, no faster."""
 _SUMS, _TOKENS, _WEIGHTS = range(3)
 _ROW = 64
 """Bytes of a vector, and of a row of an AMX register."""

@@ -182,9 +182,8 @@ def _make_times(cut, made, many=None):
     """A pair times a group of tokens, and a pair times a group of one.
 
     made: from a number of tokens to a micro-kernel, over both tiles for up to _PAIRED tokens. many: the micro-kernel of
-    larger groups than MAX_TOKENS, over both tiles. All is inlined: only the
-    stack frame of a kernel, which has `scratch`, is aligned to vectors; elsewhere a spilled vector would straddle cache
-    lines (8% with AVX2).
+    larger groups than MAX_TOKENS, over both tiles. All is inlined: only the stack frame of a kernel, which has
+    `scratch`, is aligned to vectors; elsewhere a spilled vector would straddle cache lines (8% with AVX2).
     """
     kernel1, most = made(1), made(MAX_TOKENS)
     any_size = by_size(kernel1, made(2), made(4), most, MAX_TOKENS)
