@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import until
 from folders import arrays_of, write_hf
 from gguf_writer import write_llama
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
-from dllama_zmq.bus.messages import ArrayHead, Offer, Weights
+from dllama_zmq.bus.messages import ArrayHead, Need, Offer, Weights
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile, open_model
 from dllama_zmq.root import slices as root_slices
@@ -39,9 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
 
 def a_stream(model: ModelFile, plan: Plan, node: int) -> WeightStream:
     """Of a root that has hashed all slices."""
-    slices, until = Slices(model, plan), time.monotonic() + 20
-    while len(slices.known(node)) < len(plan.shard_tensors()):
-        assert time.monotonic() < until
+    slices, n_slices = Slices(model, plan), len(plan.shard_tensors())
+    until(lambda: len(slices.known(node)) == n_slices, 20, "all slices to be hashed")
     return WeightStream(model, plan, node, slices)
 
 
@@ -64,10 +63,15 @@ def deliver(stream: WeightStream, loading: Loading, most_bytes: int = 1 << 62) -
 
 def answer_the_next_need(stream: WeightStream, loading: Loading) -> None:
     """Send what a worker asks for while its weights are repacked, which another thread does."""
-    until = time.monotonic() + 20
-    while (need := loading.to_ask()) is None:
-        assert time.monotonic() < until
-    stream.need(need)
+    needs: list[Need | None] = [None]
+
+    def is_asked_for() -> bool:
+        needs[0] = loading.to_ask()
+        return needs[0] is not None
+
+    until(is_asked_for, 20, "a slice to be asked for")
+    assert needs[0] is not None
+    stream.need(needs[0])
     deliver(stream, loading)
 
 
