@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,25 @@ def source(name: str, **more: Any) -> Tokenizer:
 
 
 def digests(encode: Callable[[str], list[int]]) -> list[str]:
-    chunks = [TEXTS[start : start + 100] for start in range(0, len(TEXTS), 100)]
-    return [hashlib.sha256(json.dumps([encode(text) for text in chunk]).encode()).hexdigest()[:16] for chunk in chunks]
+    return digests_of([encode(text) for text in TEXTS])
+
+
+def digests_of(encoded: list[list[int]]) -> list[str]:
+    chunks = [encoded[start : start + 100] for start in range(0, len(encoded), 100)]
+    return [hashlib.sha256(json.dumps(chunk).encode()).hexdigest()[:16] for chunk in chunks]
+
+
+@cache
+def encoded_by_source(name: str) -> list[list[int]]:
+    """TEXTS as the tokenizer of a golden file encodes them, without a BOS; once for all tests that look at it."""
+    encode = plain(source(name))
+    return [encode(text) for text in TEXTS]
+
+
+@cache
+def marked_by_source(name: str) -> list[str]:
+    """The digests of TEXTS as the tokenizer of a golden file encodes them, special tokens too."""
+    return digests(marked(source(name)))
 
 
 def plain(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
