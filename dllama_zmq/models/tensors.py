@@ -6,7 +6,6 @@ Names of a layer's tensors lack their prefix "layers.i."; the order is that of a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
@@ -17,7 +16,7 @@ def decoder_tensors(spec: ModelSpec, layer: Sequence[TensorSpec]) -> list[Tensor
     return [
         TensorSpec("embedding", ("vocab", "embed"), FloatType.F32, root_only=True),
         *(
-            dataclasses.replace(tensor, name=f"layers.{i}.{tensor.name}")
+            TensorSpec(f"layers.{i}.{tensor.name}", tensor.axes, tensor.float_type, tensor.root_only)
             for i in range(spec.n_layers)
             for tensor in layer
         ),
