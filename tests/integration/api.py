@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 import httpx2
-import openai
 from command_line import SMALL, Cli, clean_cli
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+from when_used import openai
 
 from dllama_zmq.formats import write_t
 

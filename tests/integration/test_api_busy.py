@@ -11,11 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import anthropic
 import httpx
 import httpx2
 import msgspec
-import openai
 import pytest
 import zmq
 from integration.api import CHATML, SOON_S, error_of
@@ -23,6 +21,7 @@ from integration.front_alone import PLACES, Engine, front_alone
 from integration.nodes import Context
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
+from when_used import anthropic, openai
 
 from dllama_zmq.api_config import ApiLimits, GatewaySettings
 from dllama_zmq.bus.client_messages import FROM_CLIENT, Error

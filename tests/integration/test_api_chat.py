@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import openai
 import pytest
 from integration.api import Api, chatty, error_of, openai_client, running_api
+from when_used import openai
 
 import dllama_zmq
 

@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import openai
 import pytest
 from integration.api import WEATHER, Api, only, openai_client, running_api, thoughtful
-from openai.types import responses as types
 from pydantic import BaseModel, TypeAdapter
+from when_used import openai
 
 TOOLS: Any = [
     {"type": "function", "strict": True, **WEATHER},
@@ -50,7 +49,7 @@ def client(api: Api) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def items_of(response: types.Response) -> list[dict[str, Any]]:
+def items_of(response: openai.types.responses.Response) -> list[dict[str, Any]]:
     return [item.model_dump(exclude={"id", "call_id"}, exclude_none=True) for item in response.output]
 
 
@@ -98,7 +97,7 @@ def test_every_event_is_one_of_the_client_s_types(api: Api) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in lines[1::2]]
     assert [event["type"] for event in events] == names
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    adapter: TypeAdapter[Any] = TypeAdapter(types.ResponseStreamEvent)
+    adapter: TypeAdapter[Any] = TypeAdapter(openai.types.responses.ResponseStreamEvent)
     for event in events:
         read = adapter.validate_python(event)
         assert read.type == event["type"]

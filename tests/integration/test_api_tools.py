@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import openai
 import pytest
 from integration.api import WEATHER, Api, only, openai_client, running_api, thoughtful
 from pydantic import BaseModel
+from when_used import openai
 
 USER: Any = {"role": "user", "content": "Is it cold in Oslo?"}
 TOOLS: Any = [
