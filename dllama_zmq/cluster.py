@@ -22,7 +22,19 @@ from msgspec import Meta, Struct
 from dllama_zmq.api_config import API_HINTS, ApiConfig, ApiLimits
 from dllama_zmq.cluster_text import MAX_FILE_BYTES, is_about_a_cluster, other_kind, read_cluster_text
 from dllama_zmq.errors import ConfigError, UsageError
-from dllama_zmq.node_config import NAME_HINT, NODE_HINTS, ClientConfig, Name, Ports, RootConfig, Security, WorkerConfig
+from dllama_zmq.node_config import (
+    NAME_HINT,
+    NODE_HINTS,
+    SIZE,
+    ClientConfig,
+    Limits,
+    Name,
+    Ports,
+    RootConfig,
+    Security,
+    WorkerConfig,
+    size_bytes,
+)
 from dllama_zmq.sources import DEMO, TEXT, kind_of, path_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
@@ -35,24 +47,6 @@ FILE_NAME = "cluster.yaml"
 OPEN_BUS = "security: none: everybody in the network can use and read this cluster, for nothing is encrypted"
 
 _FilePath = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,4096}\Z")]
-_Seconds = Annotated[float, Meta(gt=0, le=86400)]
-
-
-class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Deadlines in seconds; a wait beyond one ends in an error that names the node."""
-
-    join_s: _Seconds = 60.0
-    """For a worker to join a cluster that has not been ready yet."""
-    rejoin_s: _Seconds = 120.0
-    """For a worker that was lost to come back: until then its requests wait, and continue where they were."""
-    load_s: _Seconds = 600.0
-    """For a worker to receive its slices of the model."""
-    ready_s: _Seconds = 10.0
-    """For a worker with its slices to hear the root's beacons."""
-    step_s: _Seconds = 60.0
-    """For a node to reply to one stage."""
-    stop_s: _Seconds = 3.0
-    """For a node to leave after it was asked to."""
 
 
 @converted_by_threads
@@ -70,8 +64,10 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_seq_len: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     max_sequences: Annotated[int, Meta(ge=1, le=256)] = 16
     """Answers that are generated at the same time; more requests wait."""
-    kv_memory: Annotated[str, Meta(pattern=r"\A(auto|[0-9]{1,6}(\.[0-9]{1,3})? ?[MGT]B)\Z")] = "auto"
+    kv_memory: Annotated[str, Meta(pattern=rf"\A(auto|{SIZE})\Z")] = "auto"
     """Most memory of each node for the KV cache; auto: as much as max_sequences need, where there is as much."""
+    weight_cache: Annotated[str, Meta(pattern=rf"\A(auto|none|{SIZE})\Z")] = "auto"
+    """Most disk space of each computer for weights of earlier starts; auto: half of what would be free."""
     check_memory: bool = True
     root: RootConfig = RootConfig()
     workers: list[WorkerConfig] = []
@@ -94,10 +90,12 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def kv_bytes(self) -> int | None:
         """kv_memory in bytes; None means auto."""
-        if self.kv_memory == "auto":
-            return None
-        number, unit = self.kv_memory[:-2], self.kv_memory[-2:]
-        return int(float(number) * {"MB": 10**6, "GB": 10**9, "TB": 10**12}[unit])
+        return size_bytes(self.kv_memory)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """weight_cache in bytes; None means auto."""
+        return size_bytes(self.weight_cache)
 
     @property
     def tcp_ports(self) -> Ports | None:
@@ -277,6 +275,8 @@ _GONE = {
 """Keys of earlier versions."""
 
 _MAX_WORKERS = 1023
+
+
 _WORKERS = (
     f"a number of workers on this computer, 0 to {_MAX_WORKERS}, or a list with a line for each, such as "
     "`- {name: pi2, host: 192.168.1.11}`"
@@ -293,6 +293,7 @@ _HINTS = {
     "max_seq_len": "a number of tokens, 1 to 16777216",
     "max_sequences": "a number of answers at the same time, 1 to 256",
     "kv_memory": "auto, or a size such as 512MB or 2GB",
+    "weight_cache": "auto, none, or a size such as 512MB or 20GB",
     "workers": _WORKERS,
     **{f"limits.{key}": "seconds, more than 0 and at most 86400" for key in Limits.__struct_fields__},
     **NODE_HINTS,

@@ -1,7 +1,8 @@
-"""The nodes and clients of cluster.yaml: their places and keys."""
+"""The nodes and clients of cluster.yaml: their places, keys and deadlines."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,8 +13,12 @@ from dllama_zmq.api_config import Host, Port
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 """Names become folders, socket identities and columns of tables."""
 
+SIZE = r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([MGT]B)"
+"""An amount of bytes, as people write it."""
+
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Security = Literal["curve", "none"]
 """curve: what a network can reach is encrypted, and only known keys may connect. none: an open bus."""
 PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}\Z")]
@@ -25,6 +30,23 @@ Ssh = Annotated[
     Meta(pattern=r"\A(ssh://)?([A-Za-z0-9_][A-Za-z0-9._+~-]*@)?[A-Za-z0-9_\[][A-Za-z0-9._:%\[\]-]*\Z", max_length=255),
 ]
 """A destination of ssh(1) that can be neither an option nor a word of a shell."""
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Deadlines in seconds; a wait beyond one ends in an error that names the node."""
+
+    join_s: Seconds = 60.0
+    """For a worker to join a cluster that has not been ready yet."""
+    rejoin_s: Seconds = 120.0
+    """For a worker that was lost to come back: until then its requests wait, and continue where they were."""
+    load_s: Seconds = 600.0
+    """For a worker to receive its slices of the model."""
+    ready_s: Seconds = 10.0
+    """For a worker with its slices to hear the root's beacons."""
+    step_s: Seconds = 60.0
+    """For a node to reply to one stage."""
+    stop_s: Seconds = 3.0
+    """For a node to leave after it was asked to."""
 
 
 class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -107,3 +129,10 @@ NODE_HINTS = {
     "clients[].key": _KEY,
 }
 """The expected value at each key path, for error messages."""
+
+
+def size_bytes(size: str) -> int | None:
+    """A SIZE in bytes; None for auto, 0 for none and 0."""
+    if (found := re.fullmatch(SIZE, size)) is None:
+        return None if size == "auto" else 0
+    return int(float(found[1]) * {"MB": 10**6, "GB": 10**9, "TB": 10**12}[found[2]])

@@ -26,7 +26,6 @@ from dllama_zmq.bench.measure import Bench
 from dllama_zmq.bench.rows import Row, case_row
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ClusterError, WorkerLost
 from dllama_zmq.formats import ModelFile, open_model
 from dllama_zmq.host import in_words, usable_cores
@@ -36,7 +35,7 @@ from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.launchers import LocalLauncher
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
 from dllama_zmq.launch.paths import ClusterPaths
-from dllama_zmq.node_config import WorkerConfig
+from dllama_zmq.node_config import Limits, WorkerConfig
 from dllama_zmq.reporting import Reporter, Unit
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN
@@ -164,8 +163,9 @@ def running_nodes(
         if paths is None:
             yield root
             return
+        words = ["--cache", "0", "--model", str(model.path)]  # the bench leaves nothing behind
         launchers = [
-            LocalLauncher(worker, paths, model.path, root_settings.oversubscribed, root.roster) for worker in workers
+            LocalLauncher(worker, paths, words, root_settings.oversubscribed, root.roster) for worker in workers
         ]
         fleet = Fleet(launchers, root.roster, _LIMITS.join_s)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)

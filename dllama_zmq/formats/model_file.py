@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+import msgspec
 import numpy as np
 
 from dllama_zmq.formats.stored import StoredTensor
 from dllama_zmq.models import tensor_table
-from dllama_zmq.quants import BlockMatrix
-from dllama_zmq.spec import ModelSpec, TensorSpec
+from dllama_zmq.quants import U8, BlockMatrix, Later
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
 ALL = slice(None)
 _FORGET_BYTES = 1 << 26
@@ -67,24 +70,38 @@ class ModelFile:
 
     def read_unchecked(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
         """As `read`, for those who go over all values themselves and look at them then: see `BlockMatrix.unchecked`."""
-        matrix = self._read(name, rows, columns)
+        stored = self._stored[name]
+        rows, columns = (slice(*s.indices(n)[:2]) for s, n in zip((rows, columns), stored.shape, strict=True))
         return replace(
-            matrix,
-            unchecked=f"{self._stored[name].where} has values that are infinite or NaN. "
+            self._read(stored, self._types[name], rows, columns),
+            unchecked=f"{stored.where} has values that are infinite or NaN. "
             "The file is damaged; copy or download it again.",
+            source=self._source(name, rows, columns),
         )
 
-    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        stored, kind = self._stored[name], self._types[name]
-        first, last, _ = rows.indices(stored.shape[0])
-        left, right, _ = columns.indices(stored.shape[1])
-        wanted = slice(left, right)
-        whole = kind.whole_blocks(wanted)
+    def _source(self, name: str, rows: slice, columns: slice) -> str:
+        """`BlockMatrix.source` of a slice of a tensor."""
+        if not self.identity:
+            return ""
+        region = f"{rows.start}:{rows.stop},{columns.start}:{columns.stop}"
+        return f"{self.identity} {name} {self._types[name].name} {region}"
+
+    def _read(self, stored: StoredTensor, kind: FloatType, rows: slice, columns: slice) -> BlockMatrix:
+        n_rows, whole = max(0, rows.stop - rows.start), kind.whole_blocks(columns)
         row_bytes = kind.row_bytes(whole.stop - whole.start)
         if stored.is_view(kind):
-            self._before_reading((last - first) * row_bytes)
-            return BlockMatrix.of_columns(stored.read(first, last, left, right, kind), kind, wanted)
-        out = np.empty((max(0, last - first), row_bytes), np.uint8)
+            self._before_reading(n_rows * row_bytes)
+            return BlockMatrix.of_columns(
+                stored.read(rows.start, rows.stop, columns.start, columns.stop, kind), kind, columns
+            )
+        later = Later((n_rows, row_bytes), lambda: self._converted(stored, kind, rows, columns, (n_rows, row_bytes)))
+        return BlockMatrix.of_columns(later, kind, columns)
+
+    def _converted(
+        self, stored: StoredTensor, kind: FloatType, rows: slice, columns: slice, shape: tuple[int, int]
+    ) -> U8:
+        out = np.empty(shape, np.uint8)
+        first, last, left, right = rows.start, rows.stop, columns.start, columns.stop
         block = stored.stored.block_values
         chunk_rows = max(1, _CHUNK_VALUES // max(block, right - left))
         for row in range(first, last, chunk_rows):
@@ -92,7 +109,7 @@ class ModelFile:
             self._before_reading((end - row) * stored.stored.row_bytes(-(-(right - left) // block) * block))
             out[row - first : end - first] = stored.read(row, end, left, right, kind)
         out.flags.writeable = False
-        return BlockMatrix.of_columns(out, kind, wanted)
+        return out
 
     def in_file(self, name: str) -> tuple[str, int]:
         """The tensor's type in the file, by the format's name, and its bytes in the file."""
@@ -124,6 +141,16 @@ class ModelFile:
         """
         return sorted((os.fsencode(path), file.stamp) for path, file in self._files.items())
 
+    @cached_property
+    def identity(self) -> str:
+        """The SHA-256 of all that what `read` returns depends on: files, spec, and the code that reads them.
+
+        Empty for a model without files.
+        """
+        stamps = self.stamps()
+        content = msgspec.json.encode([stamps, self.spec, _code()])
+        return hashlib.sha256(content).hexdigest() if stamps else ""
+
     def forget_pages(self) -> None:
         """Release the files' pages from this process's memory; reading maps them again."""
         for file in self._files.values():
@@ -141,3 +168,12 @@ class ModelFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that reads tensors: what is kept of them is of no use once they are read as other bytes."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for source in sorted(source for folder in ("formats", "quants") for source in package.glob(f"{folder}/**/*.py")):
+        digest.update(source.read_bytes() + b"\0")
+    return digest.hexdigest()

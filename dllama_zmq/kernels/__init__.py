@@ -25,6 +25,7 @@ from dllama_zmq.kernels.interface import (
 from dllama_zmq.kernels.needs import Compiling, Needs, reported_to
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
+from dllama_zmq.kernels.tiles import KeptTiles
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ __all__ = [
     "Experts",
     "KVCache",
     "KVType",
+    "KeptTiles",
     "KernelChoice",
     "Kernels",
     "Linear",
@@ -57,10 +59,13 @@ __all__ = [
 ]
 
 
-def choose_kernels(choice: KernelChoice, threads: int, oversubscribed: bool = False) -> Kernels:
+def choose_kernels(
+    choice: KernelChoice, threads: int, oversubscribed: bool = False, kept: KeptTiles | None = None
+) -> Kernels:
     """The back end asked for, with `threads` compute threads; `auto` takes the fastest that runs here, and logs why.
 
-    oversubscribed: the host has fewer cores than its nodes have threads. Raises UsageError if `simd` cannot run.
+    oversubscribed: the host has fewer cores than its nodes have threads. kept: where repacked weights are kept for the
+    next start; None: nowhere. Raises UsageError if `simd` cannot run.
     """
     if choice == "numpy":
         return Reference(threads)
@@ -71,7 +76,7 @@ def choose_kernels(choice: KernelChoice, threads: int, oversubscribed: bool = Fa
 
         if choice == "auto":
             logger.info("kernels simd for %s: dot=%s threads=%d", host_cpu()[1], host_target().products, threads)
-        return Simd(threads, oversubscribed)
+        return Simd(threads, oversubscribed, kept)
     if choice == "simd":
         raise UsageError(f"kernels simd cannot run here: {obstacle}; use kernels: numpy")
     logger.warning("kernels numpy, which are slow: simd cannot run here: %s", obstacle)

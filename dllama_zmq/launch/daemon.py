@@ -135,10 +135,13 @@ def run_cluster(
             serving.open([*_listen(cluster, "clients"), paths.ipc("clients")])
         _, workers, oversubscribed = node_threads(cluster)
         launchers: list[Launcher] = [
-            LocalLauncher(worker, paths, model.path, oversubscribed, root.roster) for worker in workers
+            LocalLauncher(
+                worker, paths, [*_cache_words(cluster), "--model", str(model.path)], oversubscribed, root.roster
+            )
+            for worker in workers
         ]
         launchers += [
-            SshLauncher(worker, paths, _root_words(cluster, worker, keys), root.roster)
+            SshLauncher(worker, paths, [*_root_words(cluster, worker, keys), *_cache_words(cluster)], root.roster)
             for worker in cluster.workers
             if worker.ssh
         ]
@@ -179,6 +182,8 @@ def root_settings(cluster: Cluster) -> RootSettings:
         check_memory=cluster.check_memory,
         limits=cluster.limits,
         hashes=cache_folder("hashes"),
+        tiles=cache_folder("slices"),
+        cache_bytes=cluster.cache_bytes,
     )
 
 
@@ -186,6 +191,11 @@ def _root_words(cluster: Cluster, worker: WorkerConfig, keys: KeyPair | None) ->
     """The flags with which a worker over ssh finds the root and verifies it."""
     security = [f"--root-key={keys.public}"] if keys is not None else ["--security", "none"]
     return ["--root", root_for(cluster, worker.host), *security]
+
+
+def _cache_words(cluster: Cluster) -> list[str]:
+    """The flag with which a worker has the bound of the file for kept weights."""
+    return [] if cluster.cache_bytes is None else ["--cache", f"{cluster.cache_bytes // 10**6}MB"]
 
 
 def _endpoints(cluster: Cluster, paths: ClusterPaths) -> Endpoints:

@@ -68,15 +68,15 @@ class LocalLauncher(Launcher):
     rejoin_s = 10.0  # a sound worker joins again within 2 s
 
     def __init__(
-        self, worker: WorkerConfig, paths: ClusterPaths, model: Path, oversubscribed: bool, roster: Roster
+        self, worker: WorkerConfig, paths: ClusterPaths, weights: Sequence[str], oversubscribed: bool, roster: Roster
     ) -> None:
-        """model: the root's file, from which the worker reads its weights. oversubscribed: the nodes of this host have
-        more threads than it has cores.
+        """weights: the flags that say where its weights are. oversubscribed: the nodes of this host have more threads
+        than it has cores.
         """
         super().__init__(worker.name, paths)
         self._roster = roster
         words = ["worker", "--root", paths.ipc("replies"), "--name", worker.name, "--threads", str(worker.threads)]
-        words += ["--model", str(model), "--leave-with-stdin"]
+        words += [*weights, "--leave-with-stdin"]
         self._words = [*words, *(["--oversubscribed"] if oversubscribed else [])]
 
     def start(self) -> None:
@@ -103,7 +103,7 @@ class SshLauncher(Launcher):
     rejoin_s = ssh.DEAD_S + 10.0
 
     def __init__(self, worker: WorkerConfig, paths: ClusterPaths, root: Sequence[str], roster: Roster) -> None:
-        """root: the flags with which the worker finds the root and verifies it."""
+        """root: the flags with which the worker finds the root and verifies it, and others."""
         super().__init__(worker.name, paths)
         self._destination, self._roster = worker.destination, roster
         words = ["worker", *root, "--name", worker.name, "--leave-with-stdin", "--beat"]

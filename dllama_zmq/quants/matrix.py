@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -26,21 +29,39 @@ _F16_AT = {
 """The bytes of a block where its f16 scale and offset are, if not the first one."""
 
 
+class Later:
+    """The bytes (rows, bytes of a row) of a matrix that `read` returns; it is called when they are first needed.
+
+    That spares a matrix to be read whose tiles are kept from an earlier start.
+    """
+
+    def __init__(self, shape: tuple[int, int], read: Callable[[], U8]) -> None:
+        self.shape, self._read = shape, read
+
+    @cached_property
+    def data(self) -> U8:
+        """The bytes. Raises what reading raises."""
+        return self._read()
+
+
 @dataclass(frozen=True, slots=True)
 class BlockMatrix:
-    """`data` is uint8 (rows, whole blocks), a view of a mapped file or an array.
+    """`content` is uint8 (rows, whole blocks): a view of a mapped file, an array, or one that is read later.
 
     before, behind: values of the first block before the first column, and of the last block behind the last column.
     unchecked: what a FormatError says if a value is infinite or NaN, as long as nobody has looked; empty: all are known
     to be finite. Who goes over all the bytes looks, so that a model's weights are read once: `check`, `dequantize`, and
     back ends as they take the matrix.
+    source: names the bytes, by a hash of them or of all that they are read from: equal sources, equal bytes. Empty if
+    nothing is known.
     """
 
-    data: U8
+    content: U8 | Later
     float_type: FloatType
     before: int = 0
     behind: int = 0
     unchecked: str = ""
+    source: str = ""
 
     @classmethod
     def from_array(cls, values: F32, float_type: FloatType) -> BlockMatrix:
@@ -48,18 +69,23 @@ class BlockMatrix:
         return cls(quantize(values, float_type), float_type)
 
     @classmethod
-    def of_columns(cls, data: U8, float_type: FloatType, columns: slice) -> BlockMatrix:
-        """The `columns` (with bounds) of a wider matrix, from `data` (rows, the blocks in which they lie)."""
+    def of_columns(cls, content: U8 | Later, float_type: FloatType, columns: slice) -> BlockMatrix:
+        """The `columns` (with bounds) of a wider matrix, from `content` (rows, the blocks in which they lie)."""
         whole = float_type.whole_blocks(columns)
-        return cls(data, float_type, columns.start - whole.start, whole.stop - columns.stop)
+        return cls(content, float_type, columns.start - whole.start, whole.stop - columns.stop)
+
+    @property
+    def data(self) -> U8:
+        """The bytes (rows, whole blocks). Raises what reading raises, if they are read now."""
+        return self.content.data if isinstance(self.content, Later) else self.content
 
     @property
     def rows(self) -> int:
-        return len(self.data)
+        return int(self.content.shape[0])
 
     @property
     def columns(self) -> int:
-        row_bytes: int = self.data.shape[1]
+        row_bytes: int = self.content.shape[1]
         return self.float_type.values_in(row_bytes) - self.before - self.behind
 
     @property
@@ -69,7 +95,7 @@ class BlockMatrix:
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes
+        return math.prod(self.content.shape)
 
     def cut(self, rows: slice, columns: slice) -> BlockMatrix:
         """A view of the sub-matrix. Column bounds must be multiples of the type's `cut_values`, as a plan's are."""
@@ -83,7 +109,7 @@ class BlockMatrix:
 
     def contiguous(self) -> BlockMatrix:
         """Itself if its bytes are contiguous, else a contiguous copy."""
-        return replace(self, data=np.ascontiguousarray(self.data))
+        return replace(self, content=np.ascontiguousarray(self.data))
 
     def dequantize(self) -> F32:
         """The whole matrix as float32 (rows, columns): for small matrices and for tests. Raises as `check` does."""

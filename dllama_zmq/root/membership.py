@@ -34,8 +34,8 @@ from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog
 from dllama_zmq.bus.roster import Member, Roster, State
 from dllama_zmq.bus.security import enrolled
-from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError, WorkerLost
+from dllama_zmq.node_config import Limits
 from dllama_zmq.root.room import Room
 from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import KVBudget

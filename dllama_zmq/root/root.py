@@ -29,12 +29,13 @@ from dllama_zmq.bus.roster import ROOT, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.bus.star import StarRoot
 from dllama_zmq.bus.steps import Part
-from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import free_memory_bytes
-from dllama_zmq.kernels import Batch, KernelChoice, KVType, choose_kernels, prepare_kernels
+from dllama_zmq.kept_files import KeptFiles
+from dllama_zmq.kernels import Batch, KeptTiles, KernelChoice, KVType, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
+from dllama_zmq.node_config import Limits
 from dllama_zmq.quants import F32
 from dllama_zmq.root.asks import decode_answers, encode_asks, merged
 from dllama_zmq.root.ledger import Ledger
@@ -71,7 +72,8 @@ class RootSettings:
     check_memory: a worker whose computer has too little memory free gets no place.
     profile: `Root.kernels` counts seconds and calls by name.
     recent_s: figures of recent steps cover at least this many seconds.
-    hashes: folder in which the weights' hashes are kept for the next start; None: nowhere.
+    hashes: folder in which the weights' hashes are kept for the next start; None: nowhere. tiles: the same for the
+    root's repacked weights, in at most cache_bytes (None: half of what the disk would have free without them).
     """
 
     names: Sequence[str] = ()
@@ -91,6 +93,8 @@ class RootSettings:
     profile: bool = False
     recent_s: float = RECENT_S
     hashes: Path | None = None
+    tiles: Path | None = None
+    cache_bytes: int | None = None
 
 
 class Root:
@@ -120,7 +124,9 @@ class Root:
         check_sync(self.spec, settings.sync)
         needs = kernel_needs(self.spec, 1 + len(settings.names), settings.kv_type, EXCHANGE_KERNELS)
         prepare_kernels(settings.kernels, needs)
-        kernels = choose_kernels(settings.kernels, settings.threads, settings.oversubscribed)
+        files = None if settings.tiles is None else KeptFiles(settings.tiles, settings.cache_bytes)
+        self.tiles = KeptTiles(files)
+        kernels = choose_kernels(settings.kernels, settings.threads, settings.oversubscribed, self.tiles)
         if settings.profile:
             from dllama_zmq.kernels.profiled import Profiled
 
@@ -231,11 +237,13 @@ class Root:
         Raises WorkerLost or RemoteError; then call `wait_ready`, and evaluate all sequences again.
         """
         self._check(batch, tokens)
+        self.tiles.busy()
         self._stopwatch.start()
         parts = self._run(batch, tokens, asks)
         rows = merged(self._answers(parts, asks, self._logits), asks, self.plan)
         figures, nodes = self._stopwatch.stop(parts)
         self.ledger.add_step(batch, asks, figures.wall_s, nodes)
+        self.tiles.idle()
         return rows, figures
 
     def more(self, ks: Mapping[int, int]) -> tuple[list[RowCandidates], StepStats]:
@@ -263,6 +271,7 @@ class Root:
     def close(self, reason: str, stay: bool = False) -> None:
         """Tell the workers to leave (or, with `stay`, to wait for another root) and close the sockets."""
         self._slices.close()
+        self.tiles.close()
         if self.link is None:
             return
         for member in self.roster.members:

@@ -159,6 +159,7 @@ class Serving:
             return
         if ready:
             self._engine.renew()
+            root.tiles.idle()
             room = kv_room(root.n_pages, root.seq_len, self._engine.max_sequences, root.budget.node_bytes(root.n_pages))
             logger.info("%s", room)
         self._was_ready, self._remind_at = ready, now + _REMIND_S

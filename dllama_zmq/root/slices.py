@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 PIECE_BYTES = 512 * 1024
 _MAX_KEPT = 64
 """Files of hashes, one for each model and number of nodes: 40 kB for TinyLlama's 200 tensors on 4 nodes."""
-_READ_AS = 2
-"""Incremented when a type is read as other bytes than before, which makes kept hashes useless."""
 _DECODER = msgspec.json.Decoder(list[list[Sha256]])
 
 
@@ -148,6 +146,5 @@ def _file_of(folder: Path, model: ModelFile, plan: Plan) -> Path | None:
 
     None for a model without files.
     """
-    stamps = model.stamps()
-    content = msgspec.json.encode([_READ_AS, stamps, plan.n_nodes, model.spec])
-    return folder / f"{hashlib.sha256(content).hexdigest()}.json" if stamps else None
+    content = f"{model.identity} {plan.n_nodes}".encode()
+    return folder / f"{hashlib.sha256(content).hexdigest()}.json" if model.identity else None

@@ -51,7 +51,7 @@ def counted(weights: TensorSource, total_bytes: int, on_bytes: Callable[[int, in
         nonlocal done_bytes
         on_bytes(done_bytes, total_bytes)
         matrix = weights(name)
-        done_bytes += matrix.data.nbytes
+        done_bytes += matrix.nbytes
         return matrix
 
     return counted_weights

@@ -10,18 +10,19 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from dllama_zmq.bus.messages import Frame, Need, Offer, Weights
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.errors import ProtocolError
+from dllama_zmq.kept_files import KeptFiles, Part
 from dllama_zmq.kernels import KV_PAGE
-from dllama_zmq.quants import U8, BlockMatrix
+from dllama_zmq.quants import U8, BlockMatrix, Later
 from dllama_zmq.sharding import Plan
 from dllama_zmq.worker.own_model import OwnModel
-from dllama_zmq.worker.slice_cache import Part, SliceCache
 
 _MAX_ASKED = 1000  # in one message
 
@@ -29,17 +30,18 @@ _MAX_ASKED = 1000  # in one message
 class Loading:
     """The slices of `node` under `plan`. Call `close` after the last slice, or when loading ends early."""
 
-    def __init__(self, plan: Plan, node: int, own: OwnModel | None = None, cache: SliceCache | None = None) -> None:
+    def __init__(self, plan: Plan, node: int, own: OwnModel | None = None, cache: KeptFiles | None = None) -> None:
         self._plan, self._node = plan, node
         self._own, self._copy, self._cache = own, own, cache  # own: None once it has been found to differ
         self._agrees = own is None  # own has been compared with a first hash
         self._changed = threading.Condition()
         self._tensors = {tensor.name: tensor for tensor in plan.shard_tensors()}
         self._to_offer = deque(self._tensors)
-        self._hashes: dict[str, str] = {}  # of the offered slices that `slice` has not returned yet
+        self._hashes: dict[str, str] = {}  # of the offered slices
+        self._unread = set(self._tensors)  # the slices that nobody has read yet
         self._to_ask: deque[tuple[str, int]] = deque()
         self._arriving: dict[str, _Arriving] = {}  # the slices asked for, in the order in which they arrive
-        self._arrived: dict[str, BlockMatrix] = {}
+        self._arrived: dict[str, U8] = {}
         self._end: BaseException | None = None
         self.received_bytes = 0
         self._read_bytes = 0
@@ -81,7 +83,7 @@ class Loading:
         if data is not None:
             with self._changed:
                 del self._arriving[name]
-                self._arrived[name] = self._matrix(name, data)
+                self._arrived[name] = data
                 self._changed.notify_all()
 
     def to_ask(self) -> Need | None:
@@ -97,21 +99,38 @@ class Loading:
             self._changed.notify_all()
 
     def slice(self, name: str) -> BlockMatrix:
-        """Wait for the slice of a tensor, and return it once. Raises the error given to `end`."""
+        """Wait until the slice of a tensor has been offered; its bytes are waited for and read when they are needed.
+
+        Raises the error given to `end`, now or then.
+        """
+        self._wait(lambda: name in self._hashes)
+        tensor = self._tensors[name]
+        rows, columns = self._plan.region(tensor, self._node)
+        n_rows, size = rows.stop - rows.start, self._plan.region_bytes(tensor, self._node)
+        content = Later((n_rows, size // n_rows), lambda: self._bytes(name).reshape(n_rows, -1))
+        matrix = BlockMatrix.of_columns(content, tensor.float_type, columns)
+        return replace(matrix, source=self._hashes[name])
+
+    def _bytes(self, name: str) -> U8:
+        """Wait for the bytes of a slice, and return them once."""
         while True:
+            self._wait(lambda: name not in self._arriving)
             with self._changed:
-                self._changed.wait_for(lambda: self._end is not None or self._is_here(name))
-                if self._end is not None:
-                    raise self._end
-                matrix, own = self._arrived.pop(name, None), self._own
-            if matrix is None:
-                matrix = self._read(name, own)
-                if matrix is None:
+                data, own = self._arrived.pop(name, None), self._own
+            if data is None:
+                data = self._read(name, own)
+                if data is None:
                     continue
-                self._read_bytes += matrix.nbytes
+                self._read_bytes += data.nbytes
             with self._changed:
-                del self._hashes[name]
-            return matrix
+                self._unread.discard(name)
+            return data
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._end is not None or until())
+            if self._end is not None:
+                raise self._end
 
     def close(self) -> None:
         """Close the files. The received part of an unfinished slice stays in the cache."""
@@ -120,26 +139,22 @@ class Loading:
         if self._copy is not None:
             self._copy.close()
 
-    def _is_here(self, name: str) -> bool:
-        return name in self._hashes and name not in self._arriving
-
-    def _read(self, name: str, own: OwnModel | None) -> BlockMatrix | None:
+    def _read(self, name: str, own: OwnModel | None) -> U8 | None:
         """A slice from the own model or the cache; None if the root must send it after all."""
         tensor, sha256 = self._tensors[name], self._hashes[name]
         if own is not None:
-            matrix = own.read(tensor, sha256)
-            if matrix is None:
+            data = own.read(tensor, sha256)
+            if data is None:
                 with self._changed:
                     self._own = None
-                    self._ask_for_missing(n for n in self._hashes if n not in self._arrived)
-            return matrix
+                    self._ask_for_missing(n for n in self._hashes if n in self._unread and n not in self._arrived)
+            return data
         size = self._plan.region_bytes(tensor, self._node)
         data = self._cache.read(sha256, size) if self._cache is not None else None
         if data is None:
             with self._changed:
                 self._ask(name)
-            return None
-        return self._matrix(name, data)
+        return data
 
     def _ask_for_missing(self, names: Iterable[str]) -> None:
         if self._own is not None:
@@ -154,17 +169,12 @@ class Loading:
         arriving = self._arriving[name] = _Arriving(name, self._hashes[name], size, self._cache)
         self._to_ask.append((name, arriving.filled))
 
-    def _matrix(self, name: str, data: U8) -> BlockMatrix:
-        tensor = self._tensors[name]
-        rows, columns = self._plan.region(tensor, self._node)
-        return BlockMatrix.of_columns(data.reshape(rows.stop - rows.start, -1), tensor.float_type, columns)
-
 
 class _Arriving:
     """One slice that the root sends; `filled` of its bytes are here. The cache stores them, and may have had the first
     ones."""
 
-    def __init__(self, name: str, sha256: str, size: int, cache: SliceCache | None) -> None:
+    def __init__(self, name: str, sha256: str, size: int, cache: KeptFiles | None) -> None:
         self._name, self._sha256, self._size, self._cache = name, sha256, size, cache
         self._digest = hashlib.sha256()
         self._data: U8 | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllama_zmq.errors import DllamaError
-from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.quants import U8
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import TensorSpec
 
@@ -44,12 +44,13 @@ class OwnModel:
             return None
         return cls(model, plan, node)
 
-    def read(self, tensor: TensorSpec, sha256: str) -> BlockMatrix | None:
-        """The slice of `tensor`; None, and a line in the log, if its hash differs."""
+    def read(self, tensor: TensorSpec, sha256: str) -> U8 | None:
+        """The bytes of the slice of `tensor`; None, and a line in the log, if their hash differs."""
         try:
             matrix = self._model.read_unchecked(tensor.name, *self._plan.region(tensor, self._node)).contiguous()
-            if hashlib.sha256(matrix.data.reshape(-1).data).hexdigest() == sha256:
-                return matrix
+            data = matrix.data.reshape(-1)
+            if hashlib.sha256(data.data).hexdigest() == sha256:
+                return data
             matrix.check()
         except DllamaError as error:
             logger.warning("the weights come over the bus: %s", error)

@@ -12,6 +12,7 @@ from dllama_zmq.bus.arrays import EncodedArray, decode_array, encode_floats, enc
 from dllama_zmq.bus.messages import Frame, MoreCandidates, Step
 from dllama_zmq.bus.star_worker import StarWorker
 from dllama_zmq.errors import ProtocolError
+from dllama_zmq.kernels import KeptTiles
 from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
 from dllama_zmq.sharding import Ask, NodeCandidates, Plan, best_candidates
@@ -19,18 +20,20 @@ from dllama_zmq.sharding import Ask, NodeCandidates, Plan, best_candidates
 
 @dataclass(slots=True)
 class Shard:
-    """One node's model, and its present or last step."""
+    """One node's model, and its present or last step. tiles: where its repacked weights are kept."""
 
     model: Model
     plan: Plan
     node: int
     comm: StarWorker
     n_pages: int
+    tiles: KeptTiles
     asks: dict[int, Ask] = field(default_factory=dict)  # of the last step, by row, and the logits of these rows
     logits: dict[int, F32] = field(default_factory=dict)
 
     def step(self, message: Step, frames: Sequence[Frame]) -> None:
         """Run a step, and send its candidates. Raises ProtocolError if it cannot be valid; StepVoid, RootLost."""
+        self.tiles.busy()
         x, batch = self.comm.begin(message, frames)
         if batch.max_page >= self.n_pages:
             raise ProtocolError(f"a step with pages {batch.page_ids}; this node has {self.n_pages} pages")
@@ -39,6 +42,7 @@ class Shard:
         rows = list(self.asks)
         self.logits = dict(zip(rows, self.model.logits(x[rows]), strict=True)) if rows else {}
         self._answer(self.asks)
+        self.tiles.idle()
 
     def answer_again(self, message: MoreCandidates) -> None:
         """Send candidates of some rows of the last step again, each with the k of `message`."""

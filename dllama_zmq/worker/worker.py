@@ -49,7 +49,8 @@ from dllama_zmq.bus.star_worker import StarWorker
 from dllama_zmq.bus.worker_steps import StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
 from dllama_zmq.host import free_memory_bytes, give_memory_back, host_name, refused_by_system
-from dllama_zmq.kernels import Kernels, choose_kernels, prepare_kernels
+from dllama_zmq.kept_files import KeptFiles
+from dllama_zmq.kernels import KeptTiles, Kernels, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
 from dllama_zmq.sharding import Plan, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
@@ -57,7 +58,6 @@ from dllama_zmq.worker.loading import Loading, check_room
 from dllama_zmq.worker.own_model import OwnModel
 from dllama_zmq.worker.preparation import Preparation
 from dllama_zmq.worker.shard import Shard
-from dllama_zmq.worker.slice_cache import SliceCache
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class WorkerSettings:
 
     oversubscribed: this host's nodes have more threads together than it has cores. security: the keys for a root on
     another computer; None: its bus is open.
-    model: a copy of the root's model here. cache: the folder of slices of earlier starts, of at most cache_bytes (None:
-    half of what the disk would have free without them).
+    model: a copy of the root's model here. cache: the folder of slices and tiles of earlier starts, of at most
+    cache_bytes (None: half of what the disk would have free without them).
     """
 
     root: str
@@ -179,14 +179,15 @@ class Worker:
             link.send(Fault(0, 0, text[:2000]))
             raise ClusterError(f"cannot load its part of the model: {text}") from None
         self._on_state("ready")
-        heard = time.monotonic()
-        while not self._stopped:
-            arrived = link.receive(time.monotonic() + 1.0)
-            if arrived is not None:
-                self._handle(link, shard, *arrived)
-                heard = time.monotonic()
-            elif self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
-                raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s")
+        with closing(shard.tiles):
+            heard = time.monotonic()
+            while not self._stopped:
+                arrived = link.receive(time.monotonic() + 1.0)
+                if arrived is not None:
+                    self._handle(link, shard, *arrived)
+                    heard = time.monotonic()
+                elif self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
+                    raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s")
         return address
 
     def _join(self, link: WorkerLink, address: str) -> Welcome | None:
@@ -234,23 +235,20 @@ class Worker:
             raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.pages} pages")
         check_room(plan, welcome.node, order)
         logger.info("joined the root at %s as %s node=%d of=%d", address, welcome.name, welcome.node, order.nodes)
-        with closing(self._sources(plan, welcome.node)) as loading:
-            model, kernels = self._build(link, loading, plan, welcome.node, order)
+        settings = self._settings
+        files = None if settings.cache is None else KeptFiles(settings.cache, settings.cache_bytes)
+        own = None if settings.model is None else OwnModel.open(settings.model, plan, welcome.node)
+        tiles = KeptTiles(files)
+        with closing(Loading(plan, welcome.node, own, files)) as loading:
+            model, kernels = self._build(link, loading, plan, welcome.node, order, tiles)
         comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)
         n_bytes = plan.weight_bytes(welcome.node)
         link.send(Loaded(n_bytes))
         logger.info("loaded bytes=%d received=%d kernels=%s", n_bytes, loading.received_bytes, kernels.name)
-        return Shard(model, plan, welcome.node, comm, order.pages)
-
-    def _sources(self, plan: Plan, node: int) -> Loading:
-        """Open the sources of this node's slices: own model, cache, root."""
-        settings = self._settings
-        own = None if settings.model is None else OwnModel.open(settings.model, plan, node)
-        cache = None if settings.cache is None else SliceCache(settings.cache, settings.cache_bytes)
-        return Loading(plan, node, own, cache)
+        return Shard(model, plan, welcome.node, comm, order.pages, tiles)
 
     def _build(
-        self, link: WorkerLink, loading: Loading, plan: Plan, node: int, order: PlanMessage
+        self, link: WorkerLink, loading: Loading, plan: Plan, node: int, order: PlanMessage, tiles: KeptTiles
     ) -> tuple[Model, Kernels]:
         """Build the node's shard while its slices arrive."""
         silence_s = _IDLE_SILENCE_S if self._settings.watch else math.inf
@@ -258,7 +256,8 @@ class Worker:
         with preparation.heard():
             needs = kernel_needs(plan.spec, order.nodes, order.kv, EXCHANGE_KERNELS)
             prepare_kernels(order.kernels, needs, preparation.compiling)
-            kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.oversubscribed)
+            settings = self._settings
+            kernels = choose_kernels(order.kernels, settings.threads, settings.oversubscribed, tiles)
             take = counted(loading.slice, plan.weight_bytes(node), preparation.repacking)
             try:
                 return build_shard(plan, node, take, kernels, order.kv, order.pages, order.sync), kernels
@@ -289,6 +288,7 @@ class Worker:
             if message.epoch != shard.comm.steps.epoch:
                 logger.info("ready to answer the root's steps")  # before the root can say so
                 link.send(BeaconAck(message.epoch))
+                shard.tiles.idle()
             shard.comm.steps.epoch = message.epoch
         elif isinstance(message, Step | MoreCandidates):
             if shard.comm.steps.accepts(message):

@@ -79,7 +79,7 @@ TAKEN: dict[str, Callable[[Kernels, BlockMatrix, BlockMatrix], object]] = {
     "part of its columns": lambda kernels, good, bad: kernels.linear(bad.cut(slice(2, 18), slice(32, 64))),
     "a copy": lambda kernels, good, bad: kernels.linear(bad.contiguous()),
     "rows that do not lie one behind another": lambda kernels, good, bad: kernels.linear(
-        replace(bad, data=np.asfortranarray(bad.data))
+        replace(bad, content=np.asfortranarray(bad.data))
     ),
 }
 

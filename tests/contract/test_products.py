@@ -239,8 +239,8 @@ def test_a_matrix_may_be_cut_from_a_read_only_one_that_lies_anywhere(kernels, fl
     column_by_column = np.asfortranarray(mapped)
     for data, rows in itertools.product((mapped, column_by_column), (slice(None), slice(5, 38), slice(63, 64))):
         for columns in (slice(None), slice(32, 64), slice(96, 288)):
-            cut = replace(whole, data=data).cut(rows, columns)
-            contiguous = replace(cut, data=cut.data.copy())
+            cut = replace(whole, content=data).cut(rows, columns)
+            contiguous = replace(cut, content=cut.data.copy())
             x = activations(3, cut.columns)
             assert np.array_equal(kernels.linear(cut)(x), kernels.linear(contiguous)(x)), (rows, columns)
             for one, other in zip(kernels.linear(cut, cut)(x), kernels.linear(contiguous, contiguous)(x), strict=True):

@@ -14,8 +14,8 @@ from served import a_front
 from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import open_model, read_tokenizer
+from dllama_zmq.node_config import Limits
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.serving import Serving
 from dllama_zmq.worker import Worker, WorkerSettings

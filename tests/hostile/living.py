@@ -27,9 +27,9 @@ from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds
 from dllama_zmq.bus.security import Peer
-from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile, read_tokenizer
+from dllama_zmq.node_config import Limits
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.spec import FloatType
 from dllama_zmq.trust import Role

@@ -21,11 +21,11 @@ from tiny import tiny_spec
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Frame, Message, Resend
-from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.formats.model_file import ALL
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.kernels import Batch, KernelChoice, pages_for
+from dllama_zmq.node_config import Limits
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.slices import pieces

@@ -10,8 +10,8 @@ from integration.nodes import Context, inproc
 from served import a_front, served
 
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile, read_tokenizer
+from dllama_zmq.node_config import Limits
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.serving import Serving
 from dllama_zmq.tokenizer import Tokenizer

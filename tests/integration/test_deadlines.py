@@ -41,10 +41,10 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Join, Refuse
 from dllama_zmq.bus.roster import Roster, State
-from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ClusterDefect, FormatError, WorkerLost
 from dllama_zmq.formats import ModelFile, write_m
 from dllama_zmq.kernels import Batch
+from dllama_zmq.node_config import Limits
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.membership import _SILENT_S

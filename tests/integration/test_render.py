@@ -18,8 +18,8 @@ from integration.rendering import FORMS, cluster_file, commands, render, root_of
 
 from dllama_zmq.api_config import ApiConfig, ApiLimits
 from dllama_zmq.cli.app import app
-from dllama_zmq.cluster import Cluster, Limits, load_cluster, parse_cluster
-from dllama_zmq.node_config import ClientConfig, RootConfig, WorkerConfig
+from dllama_zmq.cluster import Cluster, load_cluster, parse_cluster
+from dllama_zmq.node_config import ClientConfig, Limits, RootConfig, WorkerConfig
 from dllama_zmq.render.deployed import cluster_yaml
 from dllama_zmq.render.systemd import PROGRAM
 from dllama_zmq.trust import KeyPair

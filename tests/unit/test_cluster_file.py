@@ -14,7 +14,6 @@ from dllama_zmq.api_config import ApiConfig, ApiLimits
 from dllama_zmq.cluster import (
     Cluster,
     ClusterFile,
-    Limits,
     default_name,
     is_loopback,
     load_cluster,
@@ -22,7 +21,7 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.registry import without_file
-from dllama_zmq.node_config import NAME_PATTERN, Ports, RootConfig, WorkerConfig
+from dllama_zmq.node_config import NAME_PATTERN, Limits, Ports, RootConfig, WorkerConfig
 from dllama_zmq.spec import FloatType
 
 SHIPPED = Path(__file__).parents[2] / "cluster.yaml"
@@ -98,6 +97,11 @@ def test_a_worker_over_ssh_is_on_the_host_that_ssh_leads_to(ssh: str, host: str)
 )
 def test_memory_for_the_kv_cache_is_a_size_or_auto(text: str, n_bytes: int | None) -> None:
     assert parse_cluster(f"model: demo\nkv_memory: {text}\n").kv_bytes == n_bytes
+
+
+@pytest.mark.parametrize(("text", "n_bytes"), [("auto", None), ("none", 0), ("20GB", 20 * 10**9)])
+def test_disk_for_weights_of_earlier_starts_is_a_size_auto_or_none(text: str, n_bytes: int | None) -> None:
+    assert parse_cluster(f"model: demo\nweight_cache: {text}\n").cache_bytes == n_bytes
 
 
 def test_a_file_that_names_only_a_model_is_a_cluster_of_one_node() -> None:

@@ -72,6 +72,7 @@ def refusal(text: str) -> str:
         ("model: demo\nkernels: no\n", "home.yaml:2:10: kernels: ", ["auto, simd or numpy"]),
         ("model: demo\nmax_seq_len: 0\n", "home.yaml:2:14: max_seq_len: ", ["tokens", "'0'"]),
         ("model: demo\nkv_memory: 2\n", "home.yaml:2:12: kv_memory: ", ["auto, or a size such as 512MB", "'2'"]),
+        ("model: demo\nweight_cache: 0\n", "home.yaml:2:15: weight_cache: ", ["auto, none, or a size", "'0'"]),
         ("model: demo\nkv_memory: 2 gigs\n", "home.yaml:2:12: kv_memory: ", ["auto, or a size", "'2 gigs'"]),
         ("model: demo\nroot: {threads: 0}\n", "home.yaml:2:17: root.threads: ", ["1 to 1024"]),
         ("model: demo\nroot: {host: 'tcp://a:1'}\n", "home.yaml:2:14: root.host: ", ["without scheme or port"]),

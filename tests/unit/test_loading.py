@@ -18,6 +18,7 @@ from tiny import tiny_spec, tiny_tensors, write_tiny_model
 from dllama_zmq.bus.messages import ArrayHead, Need, Offer, Weights
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile, open_model
+from dllama_zmq.kept_files import KeptFiles
 from dllama_zmq.root import slices as root_slices
 from dllama_zmq.root.slices import Slices
 from dllama_zmq.root.weight_stream import WeightStream
@@ -25,7 +26,6 @@ from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker.loading import Loading
 from dllama_zmq.worker.own_model import OwnModel
-from dllama_zmq.worker.slice_cache import SliceCache
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, n_kv_heads=2, weight_type=FloatType.Q40)
 FIRST = "layers.0.attention.q"
@@ -246,7 +246,7 @@ def test_who_waits_for_a_slice_gets_the_error_that_ends_the_loading(model: Model
 def test_what_came_once_is_not_asked_for_again(model: ModelFile, tmp_path: Path) -> None:
     plan = Plan.make(model.spec, 2)
     for sent in (plan.weight_bytes(1), 0):
-        stream, loading = a_stream(model, plan, 1), Loading(plan, 1, cache=SliceCache(tmp_path))
+        stream, loading = a_stream(model, plan, 1), Loading(plan, 1, cache=KeptFiles(tmp_path))
         deliver(stream, loading)
         assert stream.complete
         assert (stream.sent_bytes, stream.kept_bytes) == (sent, plan.weight_bytes(1) - sent)
@@ -259,11 +259,11 @@ def test_a_broken_delivery_resumes_at_the_byte_where_it_broke(
     monkeypatch.setattr(root_slices, "PIECE_BYTES", 1000)
     plan = Plan.make(model.spec, 2)
     half = plan.weight_bytes(1) // 2
-    first, broken = a_stream(model, plan, 1), Loading(plan, 1, cache=SliceCache(tmp_path))
+    first, broken = a_stream(model, plan, 1), Loading(plan, 1, cache=KeptFiles(tmp_path))
     deliver(first, broken, half)
     broken.close()
     assert list(tmp_path.glob("*.part"))  # it broke within a slice
-    second, loading = a_stream(model, plan, 1), Loading(plan, 1, cache=SliceCache(tmp_path))
+    second, loading = a_stream(model, plan, 1), Loading(plan, 1, cache=KeptFiles(tmp_path))
     deliver(second, loading)
     assert second.sent_bytes == plan.weight_bytes(1) - first.sent_bytes
     assert_is_the_plans(loading, model, plan, 1)
@@ -275,26 +275,26 @@ def test_a_beginning_that_was_altered_is_thrown_away(
 ) -> None:
     monkeypatch.setattr(root_slices, "PIECE_BYTES", 1000)
     plan = Plan.make(model.spec, 2)
-    broken = Loading(plan, 1, cache=SliceCache(tmp_path))
+    broken = Loading(plan, 1, cache=KeptFiles(tmp_path))
     deliver(a_stream(model, plan, 1), broken, plan.weight_bytes(1) // 2)
     broken.close()
     (part,) = tmp_path.glob("*.part")
     part.write_bytes(bytes(part.stat().st_size))
     with pytest.raises(ProtocolError, match="whose SHA-256 is not the one that was offered"):
-        deliver(a_stream(model, plan, 1), Loading(plan, 1, cache=SliceCache(tmp_path)))
-    loading = Loading(plan, 1, cache=SliceCache(tmp_path))
+        deliver(a_stream(model, plan, 1), Loading(plan, 1, cache=KeptFiles(tmp_path)))
+    loading = Loading(plan, 1, cache=KeptFiles(tmp_path))
     deliver(a_stream(model, plan, 1), loading)
     assert_is_the_plans(loading, model, plan, 1)
 
 
 def test_a_file_that_was_altered_is_asked_for_after_all(model: ModelFile, tmp_path: Path) -> None:
     plan = Plan.make(model.spec, 2)
-    deliver(a_stream(model, plan, 1), Loading(plan, 1, cache=SliceCache(tmp_path)))
+    deliver(a_stream(model, plan, 1), Loading(plan, 1, cache=KeptFiles(tmp_path)))
     altered = max(tmp_path.iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(altered.read_bytes())
     data[len(data) // 2] ^= 1
     altered.write_bytes(data)
-    stream, loading = a_stream(model, plan, 1), Loading(plan, 1, cache=SliceCache(tmp_path))
+    stream, loading = a_stream(model, plan, 1), Loading(plan, 1, cache=KeptFiles(tmp_path))
     deliver(stream, loading)
     assert stream.sent_bytes == 0  # it is read when it is to be repacked
     thread = threading.Thread(target=assert_is_the_plans, args=(loading, model, plan, 1))
@@ -310,10 +310,26 @@ def test_a_copy_of_the_model_is_read_and_nothing_is_sent_or_kept(model: ModelFil
     plan = Plan.make(model.spec, 2)
     own = OwnModel.open(model.path, plan, 1)
     assert own is not None
-    stream, loading = a_stream(model, plan, 1), Loading(plan, 1, own, SliceCache(tmp_path))
+    stream, loading = a_stream(model, plan, 1), Loading(plan, 1, own, KeptFiles(tmp_path))
     deliver(stream, loading)
     assert_is_the_plans(loading, model, plan, 1)
     assert (stream.sent_bytes, list(tmp_path.iterdir())) == (0, [])
+
+
+def test_a_slice_whose_bytes_nobody_needs_is_neither_read_nor_waited_for(model: ModelFile) -> None:
+    """Its tiles are kept. Of the first slice the hash is compared before anything waits for it."""
+    plan, names = Plan.make(model.spec, 2), [tensor.name for tensor in Plan.make(model.spec, 2).shard_tensors()]
+    stream, loading = a_stream(model, plan, 1), Loading(plan, 1, OwnModel.open(model.path, plan, 1))
+    deliver(stream, loading)
+    sources = [loading.slice(name).source for name in names]
+    assert sources == stream._slices.known(1)
+    assert loading.held_bytes == 0
+    alone = Loading(plan, 1)  # without a copy, and offered slices that nobody sends
+    alone.offered(Offer(list(zip(names, sources, strict=True))))
+    matrix = alone.slice(names[0])
+    alone.end(ProtocolError("the root is gone"))
+    with pytest.raises(ProtocolError, match="the root is gone"):
+        matrix.data  # noqa: B018
 
 
 @pytest.mark.parametrize("differs", ["everywhere", "at its end"])

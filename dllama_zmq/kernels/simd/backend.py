@@ -18,6 +18,7 @@ from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.kernels.simd.layout import GATED_GELU, GATED_SILU, MAX_SERIAL_RUNS, WIRE_TYPES, NormJob, SumJob
 from dllama_zmq.kernels.simd.linear import Product
 from dllama_zmq.kernels.simd.runtime import Runtime
+from dllama_zmq.kernels.tiles import KeptTiles
 from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import SYNC_FLOAT, Activation, Sync
 
@@ -29,8 +30,8 @@ class Simd:
 
     name = "simd"
 
-    def __init__(self, threads: int = 1, oversubscribed: bool = False) -> None:
-        self.native = Runtime(threads, oversubscribed)
+    def __init__(self, threads: int = 1, oversubscribed: bool = False, kept: KeptTiles | None = None) -> None:
+        self.native = Runtime(threads, oversubscribed, kept or KeptTiles())
         self._norm, self._add = Job(*NormJob()), Job(*SumJob())
 
     def linear(

@@ -5,7 +5,10 @@ Weights are repacked once into tiles (`repacking.py`), by all threads, straight 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ from dllama_zmq.kernels.simd.layout import (
 )
 from dllama_zmq.kernels.simd.runtime import Runtime
 from dllama_zmq.kernels.simd.sequence import KernelSequence
-from dllama_zmq.quants import F32, BlockMatrix
+from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import FloatType
 
 _COLUMN_BYTES = {FloatType.F32: 2 * 64, FloatType.F16: 2 * 32, FloatType.BF16: 2 * 32}
@@ -41,6 +44,8 @@ _EXPONENT = {FloatType.F32: 0x7F800000, FloatType.F16: 0x7C00, FloatType.BF16: 0
 _PRODUCT, _QUANTIZE, _NORM, _REPACK = indices(ProductJob), indices(QuantizeJob), indices(NormJob), indices(RepackJob)
 _WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
 """The types of results that are not f32."""
+_MIN_KEPT_BYTES = 256 * 1024
+"""Smaller tiles are made as fast as a file is found and mapped."""
 _CHUNK_BYTES = 512 * 1024
 """Weights that a thread takes at a time: enough that the pause between two chunks, which interrupts its stream of
 memory, costs little; little enough that all threads end at about the same time."""
@@ -75,9 +80,8 @@ class Product:
         else:
             self.pair_bytes = n_units * _COLUMN_BYTES[kind]
         self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * runtime.pool.threads)))
-        self._memory = runtime.memory.allocate(self.n_items * self.pair_bytes)
+        self._memory = self._tiles(matrices, n_tiles)
         self.base = address(self._memory)
-        self._repack(matrices, n_tiles)
         self.rows, self._cuts = matrices[0].rows, []
         if not self.gated and len(matrices) > 1:
             starts = [LANES * sum(n_tiles[:i]) for i in range(len(matrices) + 1)]
@@ -100,14 +104,29 @@ class Product:
         else:
             self._x, self._x_stride = self._product + _PRODUCT.x, self._product + _PRODUCT.x_stride
 
-    def _repack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
+    def _tiles(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> U8:
+        """The matrices' tiles: kept from an earlier start, or made now and kept for the next one."""
+        runtime, n_bytes = self._runtime, self.n_items * self.pair_bytes
+        if n_bytes < _MIN_KEPT_BYTES or not all(matrix.source for matrix in matrices):
+            return self._repacked(matrices, n_tiles, n_bytes)
+        parts = [f"{layout_hash()} {self.gated} {self.first_unit}"]
+        parts += [f"{matrix.source} {matrix.float_type.name} {matrix.shape}" for matrix in matrices]
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        tiles = runtime.kept.find(name, n_bytes)
+        if tiles is None:
+            tiles = self._repacked(matrices, n_tiles, n_bytes)
+            runtime.kept.add(name, tiles)
+        return tiles
+
+    def _repacked(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int], n_bytes: int) -> U8:
+        tiles = self._runtime.memory.allocate(n_bytes)
         # A gated product alternates the gate's and the up matrix's tiles: a pair has one of each.
         gated = self.gated
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, n_tiles, strict=True)):
             data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
             values = RepackJob(
-                pairs=self.base,
+                pairs=address(tiles),
                 pair_bytes=self.pair_bytes,
                 tile=i if gated else first,
                 step=2 if gated else 1,
@@ -122,6 +141,7 @@ class Product:
             if matrix.unchecked and job.fields[_REPACK.not_finite]:
                 raise FormatError(matrix.unchecked)
             first += count
+        return tiles
 
     def _jobs(self, eps: int) -> list[tuple[str, Sequence[int]]]:
         columns, gain = self.columns, 0 if self._gain is None else address(self._gain)
@@ -206,3 +226,12 @@ class Product:
         sequence.set_items(len(sequence.job_start) - 1, self.n_items, self._chunk if n_tokens < 8 else 1)
         fields[product + _PRODUCT.n_tokens] = n_tokens
         self._n_tokens = n_tokens
+
+
+@cache
+def layout_hash() -> str:
+    """Of the code that says how tiles lie, which is the same on every CPU."""
+    digest = hashlib.sha256()
+    for name in ("layout.py", "repacking.py", "repacker.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes() + b"\0")
+    return digest.hexdigest()

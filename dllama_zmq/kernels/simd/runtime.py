@@ -16,6 +16,7 @@ from dllama_zmq.kernels.simd.layout import WIRE_TYPES, SumJob
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.memory import HugePages, anonymous_pages
 from dllama_zmq.kernels.simd.pool import Pool
+from dllama_zmq.kernels.tiles import KeptTiles
 from dllama_zmq.quants import U8
 from dllama_zmq.spec import Sync
 
@@ -26,9 +27,13 @@ _WORKSPACE_BYTES = 16 << 20
 
 
 class Runtime:
-    """`threads` threads that run compiled kernels. oversubscribed: there are fewer cores than threads at work."""
+    """`threads` threads that run compiled kernels. oversubscribed: there are fewer cores than threads at work.
 
-    def __init__(self, threads: int, oversubscribed: bool) -> None:
+    kept: the tiles of earlier starts.
+    """
+
+    def __init__(self, threads: int, oversubscribed: bool, kept: KeptTiles) -> None:
+        self.kept = kept
         self._library = library()
         self.pool = Pool(self._library, threads, oversubscribed)
         self.memory = HugePages()

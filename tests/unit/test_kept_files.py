@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dllama_zmq.worker.slice_cache import SliceCache
+from dllama_zmq.kept_files import KeptFiles
 
 
 def a_slice(seed: int, size: int = 1000) -> tuple[str, np.ndarray]:
@@ -23,7 +23,7 @@ def a_slice(seed: int, size: int = 1000) -> tuple[str, np.ndarray]:
     return hashlib.sha256(data).hexdigest(), data
 
 
-def keep(cache: SliceCache, sha256: str, data: np.ndarray) -> bool:
+def keep(cache: KeptFiles, sha256: str, data: np.ndarray) -> bool:
     """Whether it could be kept."""
     part = cache.part(sha256, len(data), begin=True)
     if part is None:
@@ -36,8 +36,8 @@ def keep(cache: SliceCache, sha256: str, data: np.ndarray) -> bool:
 
 def test_a_kept_slice_is_there_for_the_next_worker(tmp_path: Path) -> None:
     sha256, data = a_slice(1)
-    assert keep(SliceCache(tmp_path / "slices"), sha256, data)
-    later = SliceCache(tmp_path / "slices")
+    assert keep(KeptFiles(tmp_path / "slices"), sha256, data)
+    later = KeptFiles(tmp_path / "slices")
     assert later.has(sha256, len(data))
     np.testing.assert_array_equal(later.read(sha256, len(data)), data)
     assert [path.name for path in (tmp_path / "slices").iterdir()] == [sha256]
@@ -50,8 +50,8 @@ def test_a_file_that_is_not_what_its_name_says_is_removed(
     cut: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sha256, data = a_slice(1)
-    keep(SliceCache(tmp_path), sha256, data)
-    cache = SliceCache(tmp_path)
+    keep(KeptFiles(tmp_path), sha256, data)
+    cache = KeptFiles(tmp_path)
     assert cache.has(sha256, len(data))
     (tmp_path / sha256).write_bytes(data[:500].tobytes() + (b"" if cut else bytes(500)))
     with caplog.at_level(logging.WARNING):
@@ -63,10 +63,10 @@ def test_a_file_that_is_not_what_its_name_says_is_removed(
 
 def test_a_truncated_file_is_not_there(tmp_path: Path) -> None:
     sha256, data = a_slice(1)
-    keep(SliceCache(tmp_path), sha256, data)
+    keep(KeptFiles(tmp_path), sha256, data)
     os.truncate(tmp_path / sha256, 999)
-    assert not SliceCache(tmp_path).has(sha256, len(data))
-    assert keep(SliceCache(tmp_path), sha256, data)
+    assert not KeptFiles(tmp_path).has(sha256, len(data))
+    assert keep(KeptFiles(tmp_path), sha256, data)
 
 
 @pytest.mark.parametrize("suffix", ["", ".part"])
@@ -83,7 +83,7 @@ def test_a_name_that_is_no_file_is_neither_read_nor_written_to(kind: str, suffix
         os.mkfifo(at)
     else:
         at.mkdir()
-    cache = SliceCache(folder)
+    cache = KeptFiles(folder)
     assert not cache.has(sha256, len(data))
     assert cache.part(sha256, len(data), begin=False) is None
     assert cache.read(sha256, len(data)) is None
@@ -105,7 +105,7 @@ def files_of_at_most(n_bytes: int) -> Iterator[None]:
 
 def test_a_disk_that_is_full_costs_the_cache_and_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (first, one), (second, two) = a_slice(1, 100), a_slice(2)
-    cache = SliceCache(tmp_path)
+    cache = KeptFiles(tmp_path)
     assert keep(cache, first, one)
     with files_of_at_most(500), caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_costs_the_cache_and_one_line(tmp_path: Path, caplog
 def test_a_disk_that_is_full_for_two_slices_at_once_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = SliceCache(tmp_path)
+    cache = KeptFiles(tmp_path)
     parts = [cache.part(a_slice(seed)[0], 1000, begin=True) for seed in (1, 2)]
     with files_of_at_most(500), caplog.at_level(logging.WARNING):
         for part in parts:
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_used_costs_the_cache_and_one_line(
     if bad == "it is another user's":
         monkeypatch.setattr(os, "getuid", lambda: own + 1)
     with caplog.at_level(logging.WARNING):
-        cache = SliceCache(folder)
+        cache = KeptFiles(folder)
         for seed in range(3):
             assert not keep(cache, *a_slice(seed))
     assert caplog.text.count(f"no more weights are kept in {folder} for the next start") == 1
@@ -150,12 +150,12 @@ def test_a_folder_that_cannot_be_used_costs_the_cache_and_one_line(
 def test_the_slices_that_were_not_used_for_longest_make_room(tmp_path: Path) -> None:
     slices = [a_slice(seed) for seed in range(5)]
     for age, (sha256, data) in enumerate(slices[:3]):
-        assert keep(SliceCache(tmp_path, 3000), sha256, data)
+        assert keep(KeptFiles(tmp_path, 3000), sha256, data)
         os.utime(tmp_path / sha256, (1000 + age, 1000 + age))
-    assert SliceCache(tmp_path, 3000).has(*_sized(slices[0]))  # it was the oldest, and is used now
-    assert keep(SliceCache(tmp_path, 3000), *slices[3])
+    assert KeptFiles(tmp_path, 3000).has(*_sized(slices[0]))  # it was the oldest, and is used now
+    assert keep(KeptFiles(tmp_path, 3000), *slices[3])
     assert {path.name for path in tmp_path.iterdir()} == {slices[i][0] for i in (0, 2, 3)}
-    assert keep(SliceCache(tmp_path, 3000), *slices[4])
+    assert keep(KeptFiles(tmp_path, 3000), *slices[4])
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 3000
 
 
@@ -165,18 +165,18 @@ def test_a_worker_removes_none_of_its_own_slices_for_another_of_them(
     """Else a cache that is smaller than a node would never have what is read first."""
     slices = [a_slice(seed) for seed in range(5)]
     with caplog.at_level(logging.WARNING):
-        kept = [keep(cache, *one) for cache in [SliceCache(tmp_path, 3000)] for one in slices]
+        kept = [keep(cache, *one) for cache in [KeptFiles(tmp_path, 3000)] for one in slices]
     assert kept == [True, True, True, False, False]
     assert "3000 bytes are all that it may hold" in caplog.text
-    again = SliceCache(tmp_path, 3000)
+    again = KeptFiles(tmp_path, 3000)
     assert [again.has(*_sized(one)) for one in slices] == kept
 
 
 def test_slices_that_a_worker_has_found_there_are_not_removed_for_its_next_ones(tmp_path: Path) -> None:
     slices = [a_slice(seed) for seed in range(5)]
     for one in slices[:3]:
-        assert keep(SliceCache(tmp_path, 3000), *one)
-    cache = SliceCache(tmp_path, 3000)
+        assert keep(KeptFiles(tmp_path, 3000), *one)
+    cache = KeptFiles(tmp_path, 3000)
     assert all(cache.has(*_sized(one)) for one in slices[:2])
     assert [keep(cache, *one) for one in slices[3:]] == [True, False]
     assert {path.name for path in tmp_path.iterdir()} == {slices[i][0] for i in (0, 1, 3)}
@@ -184,11 +184,11 @@ def test_slices_that_a_worker_has_found_there_are_not_removed_for_its_next_ones(
 
 def test_the_beginning_of_a_slice_that_a_worker_resumes_is_not_evicted_for_its_next_slices(tmp_path: Path) -> None:
     (sha256, data), other = a_slice(1), a_slice(2)
-    begun = SliceCache(tmp_path).part(sha256, len(data), begin=True)
+    begun = KeptFiles(tmp_path).part(sha256, len(data), begin=True)
     assert begun is not None
     assert begun.append(data[:400])
     begun.close()
-    cache = SliceCache(tmp_path, 1500)
+    cache = KeptFiles(tmp_path, 1500)
     part = cache.part(sha256, len(data), begin=False)
     assert part is not None
     assert not keep(cache, *other)
@@ -199,38 +199,38 @@ def test_the_beginning_of_a_slice_that_a_worker_resumes_is_not_evicted_for_its_n
 
 def test_to_ask_for_a_beginning_that_is_not_there_makes_no_room(tmp_path: Path) -> None:
     kept = a_slice(1)
-    assert keep(SliceCache(tmp_path, 1000), *kept)
-    assert SliceCache(tmp_path, 1000).part(a_slice(2)[0], 1000, begin=False) is None
-    assert SliceCache(tmp_path, 1000).has(*_sized(kept))
+    assert keep(KeptFiles(tmp_path, 1000), *kept)
+    assert KeptFiles(tmp_path, 1000).part(a_slice(2)[0], 1000, begin=False) is None
+    assert KeptFiles(tmp_path, 1000).has(*_sized(kept))
 
 
 def test_files_of_others_in_the_folder_stay_and_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_bytes(bytes(5000))
     os.utime(tmp_path / "notes.txt", (1000, 1000))
     for seed in range(3):
-        assert keep(SliceCache(tmp_path, 1000), *a_slice(seed))
+        assert keep(KeptFiles(tmp_path, 1000), *a_slice(seed))
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", a_slice(2)[0]}
 
 
 def test_without_a_bound_half_of_what_the_disk_would_have_free_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert keep(SliceCache(tmp_path), *a_slice(0))
+    assert keep(KeptFiles(tmp_path), *a_slice(0))
     monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=3, f_frsize=1000))
-    cache = SliceCache(tmp_path)  # of 4000 bytes
+    cache = KeptFiles(tmp_path)  # of 4000 bytes
     assert cache.has(*_sized(a_slice(0)))
     assert [keep(cache, *a_slice(seed)) for seed in (1, 2)] == [True, False]
 
 
 def test_without_room_nothing_is_kept_or_made(tmp_path: Path) -> None:
-    cache = SliceCache(tmp_path / "slices", 0)
+    cache = KeptFiles(tmp_path / "slices", 0)
     assert not keep(cache, *a_slice(1))
     assert not (tmp_path / "slices").exists()
 
 
 def test_two_workers_write_a_slice_only_once_and_the_beginning_goes_to_who_has_it(tmp_path: Path) -> None:
     sha256, data = a_slice(1)
-    one, other = SliceCache(tmp_path), SliceCache(tmp_path)
+    one, other = KeptFiles(tmp_path), KeptFiles(tmp_path)
     part = one.part(sha256, len(data), begin=True)
     assert part is not None
     assert part.append(data[:400])
@@ -243,28 +243,28 @@ def test_two_workers_write_a_slice_only_once_and_the_beginning_goes_to_who_has_i
 
 def test_the_beginning_of_a_slice_is_there_for_the_next_worker(tmp_path: Path) -> None:
     sha256, data = a_slice(1)
-    part = SliceCache(tmp_path).part(sha256, len(data), begin=True)
+    part = KeptFiles(tmp_path).part(sha256, len(data), begin=True)
     assert part is not None
     assert part.append(data[:400])
     part.close()
-    later = SliceCache(tmp_path).part(sha256, len(data), begin=False)
+    later = KeptFiles(tmp_path).part(sha256, len(data), begin=False)
     assert later is not None
     found = np.zeros(len(data), np.uint8)
     assert later.read(found) == 400
     np.testing.assert_array_equal(found[:400], data[:400])
     assert later.append(data[400:])
     later.keep()
-    np.testing.assert_array_equal(SliceCache(tmp_path).read(sha256, len(data)), data)
+    np.testing.assert_array_equal(KeptFiles(tmp_path).read(sha256, len(data)), data)
 
 
 def test_a_beginning_that_is_longer_than_its_slice_is_begun_anew(tmp_path: Path) -> None:
     sha256, data = a_slice(1)
     (tmp_path / f"{sha256}.part").write_bytes(bytes(len(data) + 500))
-    part = SliceCache(tmp_path).part(sha256, len(data), begin=False)
+    part = KeptFiles(tmp_path).part(sha256, len(data), begin=False)
     assert part is not None
     assert part.append(data)
     part.keep()
-    np.testing.assert_array_equal(SliceCache(tmp_path).read(sha256, len(data)), data)
+    np.testing.assert_array_equal(KeptFiles(tmp_path).read(sha256, len(data)), data)
 
 
 def test_a_slice_that_another_worker_makes_whole_while_this_one_opens_it_is_left_as_it_is(
@@ -279,7 +279,7 @@ def test_a_slice_that_another_worker_makes_whole_while_this_one_opens_it_is_left
         lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", made_whole_before)
-    cache = SliceCache(tmp_path)
+    cache = KeptFiles(tmp_path)
     assert cache.part(sha256, len(data), begin=True) is None
     np.testing.assert_array_equal(cache.read(sha256, len(data)), data)
 
@@ -287,7 +287,7 @@ def test_a_slice_that_another_worker_makes_whole_while_this_one_opens_it_is_left
 def test_a_beginning_that_another_worker_removes_while_this_one_looks_does_not_cost_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache, (sha256, data) = SliceCache(tmp_path), a_slice(1)
+    cache, (sha256, data) = KeptFiles(tmp_path), a_slice(1)
     with monkeypatch.context() as patch:
         patch.setattr(os.path, "lexists", lambda path: True)  # it was there a moment ago
         assert cache.part(sha256, len(data), begin=False) is None
@@ -302,7 +302,7 @@ def test_a_slice_that_another_worker_removes_or_makes_whole_meanwhile_does_not_e
     with monkeypatch.context() as patch:
         listed = os.listdir
         patch.setattr(os, "listdir", lambda folder: [gone, *listed(folder)])  # there when the folder is listed
-        cache = SliceCache(tmp_path)
+        cache = KeptFiles(tmp_path)
     sha256, data = a_slice(1)
     part = cache.part(sha256, len(data), begin=True)
     assert part is not None
@@ -316,3 +316,36 @@ def test_a_slice_that_another_worker_removes_or_makes_whole_meanwhile_does_not_e
 
 def _sized(one: tuple[str, np.ndarray]) -> tuple[str, int]:
     return one[0], len(one[1])
+
+
+def test_a_mapped_file_stays_valid_when_it_is_removed(tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    keep(KeptFiles(tmp_path), sha256, data)
+    mapped = KeptFiles(tmp_path).map(sha256, len(data))
+    (tmp_path / sha256).unlink()
+    assert mapped is not None
+    np.testing.assert_array_equal(mapped, data)
+    assert not mapped.flags.writeable
+
+
+@pytest.mark.parametrize("why", ["no such file", "another size", "others can write there", "nothing is to be kept"])
+def test_what_cannot_be_trusted_is_not_mapped(why: str, tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    keep(KeptFiles(tmp_path), sha256, data)
+    if why == "no such file":
+        (tmp_path / sha256).unlink()
+    elif why == "another size":
+        (tmp_path / sha256).write_bytes(bytes(len(data) + 1))
+    elif why == "others can write there":
+        tmp_path.chmod(0o777)
+    cache = KeptFiles(tmp_path, 0 if why == "nothing is to be kept" else None)
+    assert cache.map(sha256, len(data)) is None
+
+
+def test_a_mapped_file_is_not_removed_to_make_room(tmp_path: Path) -> None:
+    kept, (other, data) = a_slice(1), a_slice(2)
+    assert keep(KeptFiles(tmp_path, 1500), *kept)
+    cache = KeptFiles(tmp_path, 1500)
+    assert cache.map(*_sized(kept)) is not None
+    assert not keep(cache, other, data)
+    assert {path.name for path in tmp_path.iterdir()} == {kept[0]}
