@@ -344,16 +344,28 @@ def test_what_is_not_a_number_stays_that_as_a_half_by_integers_alone():
     assert np.isnan(narrowed(values)[: len(values)]).all()
 
 
+def product_of_both_tiles(target, n_tokens):
+    """Its LLVM code, for weights in Q40."""
+    kernel = IntegerMicrokernel(target, BLOCKS["q40"], n_tokens, 2)
+    return str(module_of(target, 6, lambda b, target, args: kernel.emit(b, *args)))
+
+
 @pytest.mark.parametrize(
-    ("name", "n_bytes"),
-    [("sapphirerapids", 4096), ("graniterapids", 8192), ("znver5", 6144), ("znver4", 0), ("x86-64-v4", 0)],
+    ("name", "features", "n_bytes"),
+    [
+        ("sapphirerapids", AVX512, 4096),
+        ("graniterapids", AVX512, 8192),
+        ("znver5", AVX512, 6144),
+        ("znver4", AVX512, 0),
+        ("x86-64-v4", AVX512, 0),
+        ("znver3", [], 2048),
+        ("skylake", [], 0),
+    ],
 )
-def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_so(name, n_bytes):
-    target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
+def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_so(name, features, n_bytes):
+    target = target_of("x86_64", dict.fromkeys([*X86, *features], True), name)
     assert target.ahead == n_bytes
-    module = str(
-        module_of(target, 6, lambda b, target, args: IntegerMicrokernel(target, BLOCKS["q40"], 1, 2).emit(b, *args))
-    )
+    module = product_of_both_tiles(target, 1)
     assert module.count("call void @llvm.prefetch") == (BLOCKS["q40"].nbytes // 64 if n_bytes else 0)
 
 
@@ -371,22 +383,19 @@ def test_a_cpu_under_the_name_of_an_older_one_is_known_by_its_instructions(name,
     assert target_of("x86_64", having, name) == target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), same)
 
 
-@pytest.mark.parametrize("name", ["graniterapids", "znver5"])
-def test_on_some_cpus_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at_once(name):
-    target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
-    module = str(
-        module_of(target, 6, lambda b, target, args: IntegerMicrokernel(target, BLOCKS["q40"], 1, 2).emit(b, *args))
-    )
-    order = re.findall(r"call void @llvm.prefetch|load <64 x i8>", module)
-    assert order[:16] == ["call void @llvm.prefetch", "load <64 x i8>"] * 8
+@pytest.mark.parametrize(
+    ("name", "features", "bytes_of_a_load", "n_loads"),
+    [("graniterapids", AVX512, 64, 8), ("znver5", AVX512, 64, 8), ("znver3", [], 32, 9)],
+)
+def test_on_some_cpus_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at_once(
+    name, features, bytes_of_a_load, n_loads
+):
+    target = target_of("x86_64", dict.fromkeys([*X86, *features], True), name)
+    module = product_of_both_tiles(target, 1)
+    order = re.findall(rf"call void @llvm.prefetch|load <{bytes_of_a_load} x i8>", module)
+    assert order[: 2 * n_loads] == ["call void @llvm.prefetch", f"load <{bytes_of_a_load} x i8>"] * n_loads
 
 
 def test_a_product_of_8_tokens_asks_for_memory_ahead_on_every_cpu():
-    module = str(
-        module_of(
-            target_for("avx512"),
-            6,
-            lambda b, target, args: IntegerMicrokernel(target, BLOCKS["q40"], 8, 2).emit(b, *args),
-        )
-    )
+    module = product_of_both_tiles(target_for("avx512"), 8)
     assert module.count("call void @llvm.prefetch") == BLOCKS["q40"].nbytes // 64

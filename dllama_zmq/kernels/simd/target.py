@@ -19,10 +19,10 @@ Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
 _X86_LEAST = ("avx2", "fma", "f16c")
 _X86_VNNI512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
-_AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 8192, "znver5": 6144}
+_AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 8192, "znver3": 2048, "znver5": 6144}
 """Bytes that a product of few tokens prefetches ahead, by LLVM's name of a CPU: what was measured to read fastest
 (tools/BENCHMARKS.md; the second has the cores of the first). Zen 4 reads as fast without prefetch."""
-_SPREAD = {"graniterapids", "znver5"}
+_SPREAD = {"graniterapids", "znver3", "znver5"}
 """CPUs that were measured to read faster if each line is prefetched by itself, between two loads."""
 
 
@@ -70,7 +70,8 @@ def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Ta
             if has("amx-tile") and cpu not in _AHEAD:
                 cpu = "graniterapids" if has("prefetchi") else "sapphirerapids"
             return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD, has("amx-int8"))
-        return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, 2, pause)
+        dot: Dot = "vnni256" if has("avxvnni") else "avx2"
+        return Target(dot, True, True, 4, 2, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD)
     if architecture in ("aarch64", "arm64"):
         return Target("sdot" if has("dotprod") else "plain", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
     return Target("plain", False, False, 4, 2, None)
