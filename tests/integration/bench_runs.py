@@ -6,9 +6,19 @@ from pathlib import Path
 
 from command_line import Cli
 
+from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.kernels.simd.store import cache_folder
+
 OVERRIDES = {"layers": 2, "dim": 64, "hidden": 128, "heads": 4, "kv-heads": 2, "vocab": 301, "seq-len": 128}
 SHAPE = ["--shape", "tinyllama", *(word for name, value in OVERRIDES.items() for word in (f"--{name}", str(value)))]
 
 
 def left_folders(cli: Cli) -> list[Path]:
     return [path for base in ("run", "logs") for path in (cli.home / base).glob("*")]
+
+
+def share_kernels(cache: Path) -> None:
+    """Make the kernels that all tests have compiled by now those of the cache folder `cache`, which has none yet."""
+    if choose_kernels("auto", 1).name == "simd":
+        (cache / "dllama-zmq").mkdir()
+        (cache / "dllama-zmq" / "kernels").symlink_to(cache_folder())

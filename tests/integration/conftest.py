@@ -12,7 +12,7 @@ from command_line import Cli, clean_cli, short_home
 from contexts import a_context
 from hub_server import Hub, Repo, running_hub
 from integration.answers import PROMPT
-from integration.bench_runs import left_folders
+from integration.bench_runs import left_folders, share_kernels
 from integration.nodes import SPEC, Context, Relay, Start, Thread, logits
 from integration.stranger import Stranger
 from leaks import nothing_left
@@ -21,8 +21,6 @@ from tiny import write_tiny_model
 
 import dllama_zmq
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import choose_kernels
-from dllama_zmq.kernels.simd.store import cache_folder as kernels_folder
 from dllama_zmq.local import LocalModel
 from dllama_zmq.quants import F32
 from dllama_zmq.root.root import Root, RootSettings
@@ -98,9 +96,7 @@ def puller(hub: Hub, tmp_path: Path) -> Iterator[Puller]:
 def bench(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Cli]:
     """The command line in a home and with a cache folder of its own, where nothing may be left behind."""
     with clean_cli(tmp_path_factory.mktemp("bench"), small_model) as cli:
-        if choose_kernels("auto", 1).name == "simd":  # compiled by now: once for all tests, not again in this folder
-            (cli.folder / "dllama-zmq").mkdir()
-            (cli.folder / "dllama-zmq" / "kernels").symlink_to(kernels_folder())
+        share_kernels(cli.folder)
         yield cli
         assert left_folders(cli) == []
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from command_line import Cli, json_object
 from folders import arrays_of, write_hf
+from integration.bench_runs import share_kernels
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bench import calibration
@@ -200,6 +201,7 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of Q4_K, which that model cannot have: it is of Q40, and products of both are measured."""
+    share_kernels(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(home))
     monkeypatch.setattr(calibration, "_MIN_BYTES", 1)  # one layer is enough to be measured at all
