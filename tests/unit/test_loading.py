@@ -117,7 +117,7 @@ def test_columns_within_a_block_come_as_the_whole_block(
     tmp_path: Path, kind: FloatType, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(root_slices, "PIECE_BYTES", piece_bytes)
-    spec = tiny_spec(dim=256, hidden_dim=512, n_heads=8, n_kv_heads=2, weight_type=kind)
+    spec = tiny_spec(dim=256, hidden_dim=512, n_layers=1, n_heads=8, n_kv_heads=2, weight_type=kind)
     whole = dict(tiny_tensors(spec))
     with open_model(write_llama(tmp_path / "k.gguf", spec, whole.items())) as model:
         plan = Plan.make(model.spec, 8)
