@@ -215,14 +215,15 @@ def test_only_the_root_needs_the_embedding():
 @given(plans())
 def test_a_nodes_bytes_are_those_of_the_blocks_in_which_its_values_lie(plan):
     for node in range(plan.n_nodes):
-        expected = 0
+        held = {}
         for tensor in plan.shard_tensors():
             kind, (rows, columns) = tensor.float_type, plan.region(tensor, node)
             blocks = {column // kind.block_values for column in range(columns.start, columns.stop)}
-            held = (rows.stop - rows.start) * len(blocks) * kind.block_bytes
-            assert plan.region_bytes(tensor, node) == held, tensor.name
-            expected += held
-        assert plan.weight_bytes(node) == expected
+            held[tensor.name] = (rows.stop - rows.start) * len(blocks) * kind.block_bytes
+            assert plan.region_bytes(tensor, node) == held[tensor.name], tensor.name
+        assert plan.weight_bytes(node) == sum(held.values())
+        assert plan.weights(node).head == held.pop("head")
+        assert plan.weights(node).largest == max(held.values())
 
 
 def test_columns_are_cut_by_32_within_blocks_of_256_and_a_region_has_whole_blocks():
