@@ -128,7 +128,7 @@ class _Vnni(BlockDots):
 
 
 class _Avx2(BlockDots):
-    """Pairs of products add up in i16, as many as fit: of 4 bits a whole block (8 times 2 * 15 * 127 < 2^15)."""
+    """Both halves of a tile, 8 rows each, share each value of x. Sums stay in the order in which they are written."""
 
     def products(
         self,
@@ -151,23 +151,24 @@ class _Avx2(BlockDots):
         xs: Sequence[ir.Value],
         before: Before,
     ) -> list[ir.Value]:
+        """Pairs of products add up in i16, as many as fit: of 4 bits a whole block (8 times 2 * 15 * 127 < 2^15)."""
         groups = _groups(block, part)
         at_once = 2 ** (7 - block.bits)  # groups that add up in i16
-        totals = [[_start(b, x, block.bias, part, 8) for x in xs] for _ in range(2)]
-        # If a block adds up in i16, both halves share each value of x; else there are no registers for both at once.
-        for halves in [(0, 1)] if at_once >= len(groups) else [(0,), (1,)]:
-            unpackers = {half: Unpacker(b, block, tile, before, 32 * half, 32) for half in halves}
-            for first in groups[::at_once]:
-                words: dict[tuple[int, int], ir.Value] = {}
-                for group in range(first, min(first + at_once, groups.stop)):
-                    for half in halves:
-                        weights = unpackers[half].group(group)
-                        for r, x in enumerate(xs):
-                            products = _maddubs(b, weights, _spread32(b, x, 4 * group))
-                            words[half, r] = b.add(words[half, r], products) if (half, r) in words else products
-                for (half, r), sixteen in words.items():
-                    totals[half][r] = b.add(totals[half][r], _pairs(b, sixteen))
-        return [joined(b, list(both)) for both in zip(*totals, strict=True)]
+        halves = [Unpacker(b, block, tile, before, at, 32) for at in (0, 32)]
+        totals: dict[tuple[int, int], ir.Value] = {}
+        for first in groups[::at_once]:
+            words = _Sums(b)
+            for group in range(first, min(first + at_once, groups.stop)):
+                weights = [half.group(group) for half in halves]
+                for r, x in enumerate(xs):
+                    values = _spread32(b, x, 4 * group)
+                    for half, of_half in enumerate(weights):
+                        words.add((half, r), _maddubs(b, of_half, values))
+            for at, sixteen in words.sums.items():
+                pairs = _pairs(b, sixteen)
+                totals[at] = b.add(totals[at], pairs) if at in totals else pairs
+        starts = [_start(b, x, block.bias, part, 8) for x in xs]  # read here: there are no registers for them above
+        return [joined(b, [b.add(totals[half, r], start) for half in range(2)]) for r, start in enumerate(starts)]
 
     @staticmethod
     def _signed(
@@ -179,18 +180,36 @@ class _Avx2(BlockDots):
         before: Before,
     ) -> list[ir.Value]:
         """The weights' signs move to x: what is left of them is unsigned."""
-        totals = [fill(ir.VectorType(I32, LANES), 0) for _ in xs]
-        unpacker = Unpacker(b, block, tile, before)
+        halves = [Unpacker(b, block, tile, before, at, 32) for at in (0, 32)]
+        totals = _Sums(b)
         for group in _groups(block, part):
-            pieces = parts(b, unpacker.group(group), 2)
-            zero = fill(pieces[0].type, 0)
-            sizes = [b.select(b.icmp_signed("<", w, zero), b.sub(zero, w), w) for w in pieces]
+            weights = [half.group(group) for half in halves]
+            zero = fill(weights[0].type, 0)
+            sizes = [b.select(b.icmp_signed("<", w, zero), b.sub(zero, w), w) for w in weights]
             for r, x in enumerate(xs):
                 values = _spread32(b, x, 4 * group)
-                signed = [call(b, "llvm.x86.avx2.psign.b", w.type, [values, w]) for w in pieces]
-                found = [_pairs(b, _maddubs(b, u, s)) for u, s in zip(sizes, signed, strict=True)]
-                totals[r] = b.add(totals[r], joined(b, found))
-        return totals
+                for half, w in enumerate(weights):
+                    signed = call(b, "llvm.x86.avx2.psign.b", w.type, [values, w])
+                    totals.add((half, r), _pairs(b, _maddubs(b, sizes[half], signed)))
+        return [joined(b, [totals.sums[half, r] for half in range(2)]) for r in range(len(xs))]
+
+
+class _Sums:
+    """Sums in registers by half and token.
+
+    LLVM cannot look through what is added up so far. Else it would make a tree of it and go over one token after
+    another, with all unpacked weights on the stack: half as fast for 1 and 2 tokens, two thirds for 4.
+    """
+
+    def __init__(self, b: ir.IRBuilder) -> None:
+        self._b = b
+        self.sums: dict[tuple[int, int], ir.Value] = {}
+
+    def add(self, at: tuple[int, int], value: ir.Value) -> None:
+        b = self._b
+        total = b.add(self.sums[at], value) if at in self.sums else value
+        kind = ir.FunctionType(total.type, [total.type])
+        self.sums[at] = b.asm(kind, "", "=x,0", [total], side_effect=True)
 
 
 class _Sdot(BlockDots):

@@ -74,7 +74,6 @@ class IntegerMicrokernel:
             place = Place(b, target, block, pair, half, b.add(first, i))
             x_blocks = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
             xs = [b.add(x_blocks, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
-            x_scales = [load(b, token, X.scale, F32) for token in xs]
             tiles = [place.values(tile) for tile in range(n_tiles)]
             n_bytes = block.nbytes + block.factor_bytes
             lines = iter([b.add(tiles[0], ir.Constant(I64, ahead + line)) for line in range(0, n_bytes, 64)])
@@ -93,7 +92,7 @@ class IntegerMicrokernel:
                         d = place.scale(tile, part)
                         for r, product in zip(which, of_tile, strict=True):
                             k = tile * n_tokens + r
-                            scale = b.fmul(splat(b, x_scales[r]), d)
+                            scale = b.fmul(splat(b, load(b, xs[r], X.scale, F32)), d)
                             new[k] = multiply_add(b, target, b.sitofp(product, F32x16), scale, new[k])
             if spread:
                 prefetch_all(b, lines)
