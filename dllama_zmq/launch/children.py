@@ -125,6 +125,12 @@ def last_error(log: Path) -> str:
     return _last_error(_text(log, 0))
 
 
+def warnings(log: Path) -> list[str]:
+    """The sentences that a root has in its log for the people who start its cluster."""
+    lines = _text(log, 0).splitlines()
+    return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+
+
 def _text(log: Path, start: int) -> str:
     try:
         with log.open("rb") as file:

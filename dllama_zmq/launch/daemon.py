@@ -98,7 +98,7 @@ def run_cluster(
                 cleanup.callback(api.close)
             public = PublicState(file, paths, reporter)
             public.activity(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
-            model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
+            model, tokenizer = open_checked(file, lambda sentence: reporter.line(f"warning: {sentence}"))
             cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
         # a thread that shows progress during the fork could leave a lock taken in the child forever

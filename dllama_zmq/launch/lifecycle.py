@@ -16,7 +16,7 @@ from dllama_zmq.client import Client
 from dllama_zmq.cluster import ClusterFile, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.launch import locks, registry
-from dllama_zmq.launch.children import Child, await_ends, last_error
+from dllama_zmq.launch.children import Child, await_ends, last_error, warnings
 from dllama_zmq.launch.gateway import listen
 from dllama_zmq.launch.invitations import invite, root_for
 from dllama_zmq.launch.locks import POLL_S
@@ -35,7 +35,7 @@ from dllama_zmq.trust.learned import read_learned
 class Listener:
     """Callbacks for the progress of a start.
 
-    status: called with each status of the root. on_checked: called when the files were checked.
+    status: called with each status of the root. on_checked: called when all but the tokenizer was checked.
     patient: workers may take any time to join, because a person watches and can press Ctrl-C.
     """
 
@@ -51,6 +51,8 @@ class _Start:
 
     child: Child
     paths: ClusterPaths
+    said: list[str]
+    """The warnings that people have seen already."""
 
     def stay(self) -> None:
         """Let the root outlive this process."""
@@ -169,44 +171,39 @@ def take_down(file: ClusterFile) -> bool:
 def _start(file: ClusterFile, listener: Listener, stays: bool, install: bool = False) -> _Start:
     """Check ports, files and other computers in this process, which shows errors. Start the root.
 
-    The root starts before the tokenizer is checked, for which most tokenizers take longer than all else here; it ends
-    again if that is refused. Raises AlreadyRunning.
+    The root alone reads the tokenizer, for which most tokenizers take longer than all else here. Raises AlreadyRunning.
 
     stays: the cluster outlives this command, so it has an API server.
     """
     # imported here, because modules that read models take 0.1 s to import, and most commands read none
     from dllama_zmq.kernels import prepare_kernels, reported_to
     from dllama_zmq.launch.installing import install as install_there
-    from dllama_zmq.launch.local_nodes import checked_tokenizer, needs_of, open_checked_model
+    from dllama_zmq.launch.local_nodes import needs_of, open_checked_model
+
+    said: list[str] = []
 
     def warn(sentence: str) -> None:
+        said.append(sentence)
         reporter.line(f"warning: {sentence}")
 
     reporter = listener.reporter
     paths = ClusterPaths.of(file.cluster.name)
-    with ExitStack() as models:
-        with registry.only_one(file, paths) as lock, ExitStack() as cleanup:
-            check_ports(file.cluster)
-            api = listen(file) if stays else None
-            passed, words = [lock], ["root", file.cluster.name, "--lock", str(lock)]
-            if api is not None:
-                cleanup.callback(api.close)
-                passed, words = [*passed, api.fileno()], [*words, "--api", str(api.fileno())]
-            reporter.activity(f"reading {file.model_path().name} and its tokenizer")
-            model = models.enter_context(open_checked_model(file, warn))
-            if install:
-                install_there(file, reporter)
-            check_computers(file, reporter)
-            prepare_kernels(file.cluster.kernels, needs_of(file, model), reported_to(reporter), reporter.line)
-            paths.begin_logs()
-            start = _Start(Child.start("root", words, paths, passed), paths)
-        try:
-            checked_tokenizer(file, model, warn)
-            listener.on_checked()
-        except BaseException:
-            start.end(file.cluster.limits.stop_s)
-            raise
-    return start
+    with registry.only_one(file, paths) as lock, ExitStack() as cleanup:
+        check_ports(file.cluster)
+        api = listen(file) if stays else None
+        passed, words = [lock], ["root", file.cluster.name, "--lock", str(lock)]
+        if api is not None:
+            cleanup.callback(api.close)
+            passed, words = [*passed, api.fileno()], [*words, "--api", str(api.fileno())]
+        reporter.activity(f"reading {file.model_path().name}")
+        model = cleanup.enter_context(open_checked_model(file, warn))
+        if install:
+            install_there(file, reporter)
+        check_computers(file, reporter)
+        prepare_kernels(file.cluster.kernels, needs_of(file, model), reported_to(reporter), reporter.line)
+        paths.begin_logs()
+        listener.on_checked()
+        return _Start(Child.start("root", words, paths, passed), paths, said)
 
 
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:
@@ -238,6 +235,9 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                     raise
                 listener.status(status)
                 if status.state == "ready":
+                    for sentence in warnings(start.paths.log("root")):  # of the tokenizer
+                        if sentence not in start.said:
+                            listener.reporter.line(f"warning: {sentence}")
                     return status
                 deaf = [node for node in status.nodes if node.state == "loaded" and node.reason]
                 if deaf:

@@ -78,7 +78,7 @@ def checked_tokenizer(file: ClusterFile, model: ModelFile, warn: Callable[[str],
     except FormatError as error:
         if file.cluster.tokenizer is not None:
             raise
-        in_file = f", or `tokenizer:` in {file.path}," if not file.private and file.path.exists() else ""
+        in_file = f", or `tokenizer:` in {file.path.name}," if not file.private and file.path.exists() else ""
         raise type(error)(f"{error} --tokenizer FILE{in_file} gives another one.") from error
     if sentence := tokenizer.mismatch_warning(model.spec, model.path):
         warn(sentence)
