@@ -200,12 +200,17 @@ class Part:
         except OSError:
             return 0
 
-    def append(self, piece: _Bytes) -> bool:
-        """Write the next bytes. False if that fails: the file is removed, and the cache takes no more."""
+    def append(self, piece: _Bytes, on_disk: bool = False) -> bool:
+        """Write the next bytes. False if that fails: the file is removed, and the cache takes no more.
+
+        on_disk: wait until the disk has them. For bytes that nobody checks when they are read.
+        """
         try:
             view = piece.data
             while view:
                 view = view[os.write(self._descriptor, view) :]
+            if on_disk:
+                os.fdatasync(self._descriptor)
         except OSError as error:
             self._cache._give_up(error)
             self.discard()
@@ -216,14 +221,9 @@ class Part:
         """Forget the stored bytes."""
         os.ftruncate(self._descriptor, 0)
 
-    def keep(self, on_disk: bool = False) -> None:
-        """Rename the complete file. on_disk: only after its bytes are on the disk; for bytes that nobody checks later.
-
-        The bytes of a slice have been checked against its hash, and are checked again when they are read.
-        """
+    def keep(self) -> None:
+        """Rename the complete file. The bytes of a slice have been checked against its hash."""
         try:
-            if on_disk:
-                os.fsync(self._descriptor)
             self._path.replace(self._path.with_suffix(""))
         except FileNotFoundError:  # another node needed its room
             pass

@@ -19,7 +19,7 @@ _IDLE_S = 1.0
 """How long a node must have computed nothing before it writes."""
 _LOOK_S = 0.25
 _PIECE_BYTES = 4 << 20
-"""Written at a time, which takes milliseconds."""
+"""Brought to the disk at a time, in 0.2 s on a slow card: a node that computes again, or ends, waits for no more."""
 
 
 class KeptTiles:
@@ -70,9 +70,9 @@ class KeptTiles:
             if not self._may_write():
                 part.discard()
                 return
-            if not part.append(tiles[first : first + _PIECE_BYTES]):
+            if not part.append(tiles[first : first + _PIECE_BYTES], on_disk=True):
                 return
-        part.keep(on_disk=True)
+        part.keep()
 
     def _may_write(self) -> bool:
         """Wait until the node has been idle for a while. False if that is over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,24 @@ def test_what_a_power_cut_left_of_a_file_is_written_anew(tmp_path: Path) -> None
     kernels.linear(named(FloatType.Q40))
     written(kept)
     assert files(tmp_path / "cut") == {name: content}
+
+
+def test_each_piece_is_on_the_disk_before_the_next_and_the_name_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_PIECE_BYTES", 10_000)
+    synced: list[tuple[str, int]] = []
+
+    def to_disk(descriptor: int) -> None:
+        synced.extend((path.suffix, os.fstat(descriptor).st_size) for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(os, "fdatasync", to_disk)
+    kernels, kept = a_start(tmp_path)
+    kernels.linear(named(FloatType.Q40))
+    written(kept)
+    ((_, content),) = files(tmp_path).items()
+    assert len(content) > 20_000
+    assert synced == [(".part", min(end, len(content))) for end in range(10_000, len(content) + 10_000, 10_000)]
 
 
 def test_kept_tiles_of_another_size_are_made_again(tmp_path: Path) -> None:
