@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import Cli, finish, gone, json_object, kill, until
+from command_line import Cli, finish, json_object, kill, until
 from gguf_writer import gguf_of
 
 import dllama_zmq
@@ -275,7 +275,7 @@ def test_a_cluster_without_a_file_whose_root_was_killed_has_ended_unexpectedly(o
     assert own.run("up", "-m", "own.gguf").code == 0
     pid = json_object(own.run("status", "--json").out)["pid"]
     kill(pid)
-    until(lambda: gone(pid), 15, "the root to end")
+    until(lambda: not own.processes(), 15, "the root to end, and the front, which has its lock too")
     for command in (["generate", PROMPT], ["status"], ["up"]):
         sentence = own.run_here(*command).error()
         assert "of this folder ended unexpectedly; `dllama-zmq logs root` shows its log, " in sentence
