@@ -8,11 +8,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
 import zmq
+from msgspec import Struct
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import endpoint_of, resolve, why_no_answer
@@ -70,8 +70,7 @@ M = TypeVar("M", bound=Message)
 _FILES = 10  # files opened by libzmq, as counted in /proc
 
 
-@dataclass(frozen=True, slots=True)
-class Computing:
+class Computing(Struct, frozen=True):
     """Made by the client itself: the connection stands, but no message has come for `silent_s` seconds."""
 
     silent_s: float

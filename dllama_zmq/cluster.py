@@ -12,7 +12,6 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -118,8 +117,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return "local" if is_loopback(self.root.host) else self.security
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterFile:
+class ClusterFile(Struct, frozen=True):
     """A cluster and its file; paths in the file are relative to the file's folder.
 
     The file identifies the cluster but may be missing: a folder without one can have a cluster, too

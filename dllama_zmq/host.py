@@ -14,8 +14,9 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.errors import ClusterError, DllamaError
 
@@ -33,16 +34,14 @@ _NEVER_OVERCOMMIT = 2
 """In vm.overcommit_memory: unused mappings count too."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(Struct, frozen=True):
     """A control group of this process, and its version, 1 or 2."""
 
     folder: Path
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class GroupLimits:
+class GroupLimits(Struct, frozen=True):
     """Bytes of memory, CPUs on average, and processes with threads that control groups allow; None: no limit."""
 
     memory_bytes: int | None

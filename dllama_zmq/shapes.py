@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+from msgspec.structs import replace
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
@@ -121,8 +122,8 @@ def shape(
         advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(SHAPES)}"
         raise UsageError(f"{name!r} is no model shape known here; {advice}")
     changed: dict[str, Any] = {_FIELDS[key]: value for key, value in overrides.items()}
-    spec = dataclasses.replace(published, weight_type=weight_type, **changed)
+    spec = replace(published, weight_type=weight_type, **changed)
     if "head-dim" not in overrides and (spec.dim, spec.n_heads) != (published.dim, published.n_heads):
-        spec = dataclasses.replace(spec, head_dim=spec.dim // max(1, spec.n_heads))
+        spec = replace(spec, head_dim=spec.dim // max(1, spec.n_heads))
     spec.check()
     return spec

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.threads import converted_by_threads
@@ -101,8 +102,7 @@ SYNC_FLOAT: dict[Sync, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16,
 MAX_HEAD_DIM = 1 << 14
 
 
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
+class RopeScaling(Struct, frozen=True):
     """Llama 3.1's stretching of low frequencies. Source: Meta's llama-models, `apply_scaling`."""
 
     factor: float
@@ -111,8 +111,7 @@ class RopeScaling:
     original_seq_len: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rope:
+class Rope(Struct, frozen=True):
     """Rotary position embedding (arXiv:2104.09864). `interleaved` rotates values (2i, 2i + 1), `half` (i, i + Hd/2).
 
     factors: what each pair's frequency is divided by, for files that say it so; else empty.
@@ -145,8 +144,7 @@ class Rope:
 
 
 @converted_by_threads
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
+class ModelSpec(Struct, frozen=True):
     """The numbers that define a decoder-only transformer. Lengths are in values, `seq_len` in tokens.
 
     n_experts: 0 for a dense model; `hidden_dim` is the width of one expert where there are any.
@@ -274,8 +272,7 @@ def full_every(windowed: Sequence[bool]) -> int | None:
     return period if full == list(expected) else None
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(Struct, frozen=True):
     """One tensor: its name, its axes (output, input), how it is stored, and whether only the root needs it.
 
     An output axis that is split means rows; an input axis that is split means columns and a partial sum.

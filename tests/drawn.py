@@ -7,9 +7,10 @@ golden/make_arch_goldens.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import F32, BlockMatrix

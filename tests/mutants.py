@@ -16,9 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 import dllama_zmq
 from dllama_zmq.cli.inspect import inspect

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
+from msgspec.structs import replace
 
 from dllama_zmq.quants import F32, U8
 from dllama_zmq.root.sampler import Choice, Sampler, next_k

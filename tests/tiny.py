@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from k_quantizers import quantized
+from msgspec.structs import replace
 
 from dllama_zmq.formats import ModelFile, TokenizerData, open_m, write_m, write_t
 from dllama_zmq.models import tensor_table

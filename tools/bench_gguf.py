@@ -22,10 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from dllama_zmq.formats import open_gguf
 from dllama_zmq.formats.kinds import GGUF_MAGIC

@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from msgspec.structs import replace
 from namespaces import Computer
 
 from dllama_zmq.formats.t_file import read_t, write_t

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from statistics import median
 
 import msgspec
 import zmq
+from msgspec.structs import replace
 
 from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
 from dllama_zmq.bench.child import measure_in_child

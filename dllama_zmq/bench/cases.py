@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
 
 from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.reporting import plural
@@ -23,8 +24,7 @@ ALONE_STEPS = 33
 """Steps of the sequences that run, before a new prompt comes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """`n_tokens` tokens after `depth` positions that the cache already holds; named as llama-bench names it.
 
     parallel: the number of sequences that generate `n_tokens` each (tg), or that run beside one new prompt (pp); 1 is
@@ -69,8 +69,7 @@ class Case:
             yield from ((Batch.alone(position, 1), True) for position in range(self.depth, self.n_positions))
 
 
-@dataclass(frozen=True, slots=True)
-class Nodes:
+class Nodes(Struct, frozen=True):
     """The number of nodes, and of compute threads in each."""
 
     n_nodes: int
@@ -84,8 +83,7 @@ class Nodes:
         return f"{plural(self.n_nodes, 'node')} of {plural(self.threads, 'thread')}"
 
 
-@dataclass(frozen=True, slots=True)
-class RandomModel:
+class RandomModel(Struct, frozen=True):
     """A published shape with random weights. `overrides` (keys of shapes.OVERRIDES) replace numbers of the shape."""
 
     shape: str
@@ -93,8 +91,7 @@ class RandomModel:
     overrides: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class BenchSettings:
+class BenchSettings(Struct, frozen=True):
     """Each case on each of `nodes`.
 
     model: a name or path as people give it, or a random model. command: the command line that asks for this.

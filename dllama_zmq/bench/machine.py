@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from msgspec import Struct
 from numpy.random import SFC64, Generator
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -94,8 +94,7 @@ def bytes_to_read(threads: int, cache_bytes: int | None, free_bytes: int | None)
     return min(wanted, MAX_READ_BYTES, *(() if free_bytes is None else (free_bytes // 4,)))
 
 
-@dataclass(frozen=True, slots=True)
-class Products:
+class Products(Struct, frozen=True):
     """Products of a matrix of `weight_type` and a vector in each round, and the best pass over memory beside them.
 
     n_rows: of the matrix, which is as large as one of (ROWS, COLUMNS) in Q40.

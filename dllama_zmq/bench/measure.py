@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from statistics import mean, median, quantiles
 from typing import NamedTuple
 
+from msgspec import Struct, field
 from numpy.random import Generator, default_rng
 
 from dllama_zmq.bench.cases import ALONE_STEPS, Case, StepRows, prompt_steps
@@ -46,8 +46,7 @@ class Took(NamedTuple):
         return cls(sum(part.seconds for part in parts), reduce(add, (part.figures for part in parts), NO_STEPS), steps)
 
 
-@dataclass(slots=True)
-class Gaps:
+class Gaps(Struct):
     """Seconds between two tokens of running sequences: `alone`, and `beside` a prompt that is evaluated."""
 
     alone: list[float] = field(default_factory=list)
@@ -60,8 +59,7 @@ class Gaps:
         return {name: 1000 * seconds for name, seconds in {**medians, "gap_beside_p99_ms": p99}.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """Seconds of each repetition of a case, the root's timing of all of them together, and the rows of their steps.
 
     read_bytes_per_s: memory read by the threads of all nodes, the mean of the readings between repetitions.

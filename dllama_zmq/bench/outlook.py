@@ -7,7 +7,6 @@ Knows no clock, no socket and no terminal.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -37,8 +36,7 @@ class Host(Struct, frozen=True):
         return Nodes(len(self.nodes), self.threads)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """The question. security: of the bus between computers. hosts: those for a number of nodes, the root's first."""
 
     model: str

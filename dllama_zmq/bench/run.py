@@ -6,8 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from dllama_zmq import __version__
 from dllama_zmq.bench.calibration import measure_rates

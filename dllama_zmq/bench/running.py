@@ -6,7 +6,8 @@ A prompt is made of words, so its number of tokens is only near the one asked fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dllama_zmq.bench.rows import Row, spread
 from dllama_zmq.bus.client_messages import Prefill, Started, Status, TokenText
@@ -80,8 +81,7 @@ def _decoding_row(
     return _row(f"tg{n_tokens}", len(status.nodes), samples)
 
 
-@dataclass(slots=True)
-class _Answer:
+class _Answer(Struct):
     """The number of tokens of the prompt, and the sums of its steps and of decoding."""
 
     n_prompt: int = 1

@@ -5,7 +5,6 @@ knows no clock and no socket. SPEED.md explains the terms, and what they leave o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -78,8 +77,7 @@ class Terms(Struct, frozen=True):
         return (self.round_trip_s + self.bytes_s) / self.seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The nodes that share a computer, and the rates of each computer.
 
     computers: the nodes of each; the first has the root. rates: of each computer, in the same order. link: between the

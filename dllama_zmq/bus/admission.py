@@ -17,9 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import zmq
+from msgspec import Struct
 from zmq.utils import z85
 
 from dllama_zmq.bus.addresses import ip_of
@@ -41,8 +41,7 @@ _NO = (b"400", b"this key is not known here", b"", b"")
 """ZAP has no answer for "not yet", and after a "no" libzmq does not try again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A connection that waits: the address for the answer, the number of the request, and the time of its arrival.
 
     address: the peer's. key: its public key; empty if the connection has no CURVE.
@@ -55,8 +54,7 @@ class Request:
     key: str = ""
 
 
-@dataclass(slots=True)
-class _Slowed:
+class _Slowed(Struct):
     """An address that has flooded: until when it is slowed down, and when its next connection is admitted."""
 
     until: float

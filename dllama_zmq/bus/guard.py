@@ -24,9 +24,9 @@ import struct
 import termios
 import threading
 import time
-from dataclasses import dataclass
 
 import zmq
+from msgspec import Struct
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.admission import SLOWED_S, admission_to
@@ -62,8 +62,7 @@ _libc = ctypes.CDLL(None)
 _MAX_PER_POLL = 64  # connections looked at in one go, so that a thousand of them take no core
 
 
-@dataclass(slots=True)
-class _Connection:
+class _Connection(Struct):
     cookie: bytes  # the kernel's own number of this socket, because descriptors are reused; empty: not known
     address: str
     since: float

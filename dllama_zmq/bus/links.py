@@ -10,10 +10,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import zmq
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import without_host
@@ -32,8 +33,7 @@ _LAST_WORD_MS = 1000  # a busy computer may leave a process out for longer than 
 _BYE = wire_name(Bye.__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
+class Endpoints(Struct, frozen=True):
     """Where the root listens. Each list may hold tcp, ipc and inproc addresses; `local_*` are for the same host.
 
     security: the keys that may connect from other computers; None: any peer may.

@@ -8,8 +8,9 @@ ZMTP's heartbeats and what TCP/IP adds beneath are not counted (PROTOCOL.md §3.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from msgspec import Struct
 
 from dllama_zmq.bus.messages import Frame
 from dllama_zmq.bus.security import SEAL_BYTES
@@ -18,8 +19,7 @@ Direction = Literal["sent", "received"]
 Phase = Literal["idle", "prompt", "mixed", "prediction", "void"]
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """One row of the meter."""
 
     node: str

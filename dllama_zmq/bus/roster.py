@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dllama_zmq.bus.messages import Join, Refuse
 
@@ -28,8 +29,7 @@ class State(enum.Enum):
     READY = "ready"
 
 
-@dataclass(slots=True)
-class Member:
+class Member(Struct):
     """One place in the cluster. Node 0 is the root, so workers count from 1.
 
     addresses: IP addresses of the host that the place is for; empty: any. address: the IP address of the present

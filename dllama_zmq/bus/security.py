@@ -8,9 +8,9 @@ of it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import zmq
+from msgspec import Struct
 from zmq.constants import SocketOption
 
 from dllama_zmq.bus.addresses import host_of
@@ -31,8 +31,7 @@ USED = "has been used or has expired; make another one on the root's computer: d
 _TCP = "tcp://"
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(Struct, frozen=True):
     """The root's end: its key pair, and the ring whose keys may connect, as what.
 
     admits_tokens: the key of a token may connect too, to enrol its holder's own key. everywhere: on loopback as well.
@@ -63,8 +62,7 @@ class Server:
         return token is not None and self.role in (Role.worker, token.role)
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """A worker's or a client's end: its key pair, and the public key of its root."""
 
     keys: KeyPair

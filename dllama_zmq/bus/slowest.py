@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from dllama_zmq.bus.client_messages import NO_STEPS, NodeTimes, StepStats
 from dllama_zmq.bus.roster import ROOT
@@ -49,8 +50,7 @@ def slowest(waited_for_s: Mapping[str, float], squares: float, wall_s: float, n_
     return Slowest(name, waited_for_s[name] / total_s)
 
 
-@dataclass(slots=True)
-class StepSums:
+class StepSums(Struct):
     """Steps together: their tokens and figures. squares: see `slowest`."""
 
     tokens: int = 0
@@ -75,8 +75,7 @@ class StepSums:
         return slowest(self.figures.waited_for_s, self.squares, self.figures.wall_s, n_nodes)
 
 
-@dataclass(slots=True)
-class Wait:
+class Wait(Struct):
     """The root's waits for one worker in one step: seconds in all, and what messages of that size usually take."""
 
     seconds: float = 0.0

@@ -12,10 +12,10 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import zmq
+from msgspec import Struct
 from zmq.constants import SocketOption
 
 from dllama_zmq.bus.addresses import reachable
@@ -31,8 +31,7 @@ _STUCK_AFTER_MS = 3000
 _PAIR_LINGER_MS = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """Bounds on the memory that one peer of a bound socket can take.
 
     send_messages, receive_messages: in its queues, 0 for no bound. frame_bytes: of one frame that it sends. held_bytes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from dllama_zmq.bus.codec import encode, kind_of
 from dllama_zmq.bus.messages import (
@@ -44,8 +45,7 @@ Arrived: TypeAlias = tuple[bytes, Message, list[Frame]]
 """A message and the identity that it came from, a worker's or an unknown one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """The message of one node for one stage: its partial sum, its candidates or, from the root, the sum."""
 
     node: int
@@ -54,16 +54,14 @@ class Part:
     frames: Sequence[Frame]
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(Struct, frozen=True):
     """An action: send these frames to every worker. kind: the rows of the meter."""
 
     kind: str
     frames: list[Frame]
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """An action: send these frames to one peer. name, kind: the row of the meter."""
 
     identity: bytes
@@ -72,15 +70,13 @@ class Send:
     frames: list[Frame]
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """An action that ends the wait: all parts are here, in node order."""
 
     parts: list[Part]
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """An action that ends the wait: the step is void, and why. No action follows it."""
 
     error: Exception

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 import string
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 ID_CHARACTERS = string.ascii_letters + string.digits
 ID_LENGTH = 9  # Mistral's templates accept no other length, and other templates accept any
 
 
-@dataclass(frozen=True, slots=True)
-class ToolDelta:
+class ToolDelta(Struct, frozen=True):
     """A part of one tool call.
 
     index: of the call in the answer, from 0. id, name: in the call's first part; empty in the others. arguments: the
@@ -24,8 +24,7 @@ class ToolDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """New text for the user, new thinking, or a part of a tool call; exactly one of them is set."""
 
     content: str = ""

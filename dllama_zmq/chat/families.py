@@ -7,7 +7,8 @@ prompt formats of Llama 3.1 and 3.2.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.chat.calls import Tools, read_arguments, read_call, read_calls
 from dllama_zmq.chat.deltas import Collector
@@ -179,8 +180,7 @@ def _deepseek_call(reader: Reader, out: Collector) -> Reading[bool]:
     return is_call
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(Struct, frozen=True):
     """A group of models that write tool calls in one form. marks: the template contains one of them."""
 
     name: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.chat.deltas import Collector
 from dllama_zmq.chat.reader import Reader, Reading
@@ -12,8 +13,7 @@ _TURN = re.compile(r"<\||<｜|\[/?INST\]|</s>|<(start|end)_of_turn>")
 """The marks of templates between the turns of a conversation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Thinking:
+class Thinking(Struct, frozen=True):
     """The marks around thinking."""
 
     opens: str

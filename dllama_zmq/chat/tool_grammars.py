@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from dllama_zmq.chat.families import family_of
 from dllama_zmq.chat.json_text import quoted
@@ -43,8 +44,7 @@ def may_think(template: str) -> bool:
     return marks.opens in template or marks.closes in template
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerGrammars:
+class AnswerGrammars(Struct, frozen=True):
     """Grammars for the answer to one prompt: of a template's text, the end of the prompt, and special tokens by name.
 
     A mark that is a special token is a token in the grammar too, because no text becomes such a token.

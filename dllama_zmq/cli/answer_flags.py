@@ -6,10 +6,10 @@ import os
 import re
 import select
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+from msgspec import Struct
 from typer import Argument, Option
 
 from dllama_zmq.cli.flag_kinds import MAX, choice, number, real
@@ -35,8 +35,7 @@ def _real(*names: str, help: str, metavar: str = "X") -> Any:
     return Option(*names, metavar=metavar, parser=real, help=help)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptFlags:
+class PromptFlags(Struct, frozen=True, kw_only=True):
     """The text to continue, or its place."""
 
     prompt: Annotated[
@@ -75,8 +74,7 @@ class PromptFlags:
         raise UsageError(f"the prompt is missing; give a text to continue: {example}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """Where an answer ends."""
 
     steps: Annotated[
@@ -115,8 +113,7 @@ class Limits:
         return stop
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled(Limits):
+class Sampled(Limits, frozen=True, kw_only=True):
     """How the tokens of an answer are chosen, and where it ends."""
 
     panel = _SAMPLING
@@ -173,8 +170,7 @@ class Sampled(Limits):
         return sampling
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Formed(Sampled):
+class Formed(Sampled, frozen=True, kw_only=True):
     """The form of an answer, named as in llama.cpp; how its tokens are chosen, and where it ends."""
 
     panel = "Form of the answer"
@@ -219,8 +215,7 @@ class Formed(Sampled):
         return any((self.json_schema, self.json_schema_file, self.grammar, self.grammar_file))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer(Formed):
+class Answer(Formed, frozen=True, kw_only=True):
     """An answer, and how it is shown."""
 
     logprobs: Annotated[

@@ -7,11 +7,12 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
+from msgspec import Struct
+from msgspec.structs import asdict
 from typer import Option
 
 from dllama_zmq.bench.cases import BenchSettings, Nodes, RandomModel, cases
@@ -39,8 +40,7 @@ _OF_CLUSTERS = ("cluster", "n_prompt", "n_gen", "repetitions", "output", "json")
 """Flags that a running cluster supports."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Struct, frozen=True, kw_only=True):
     """What `bench` measures. Lists are as typed."""
 
     cluster: Annotated[Path | None, cluster_flag("A running cluster, as it is, instead of nodes here")] = None

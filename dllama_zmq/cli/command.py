@@ -2,7 +2,7 @@
 and some flags need no value.
 
 A command is a function of a module of this folder. Its parameters are its flags, its docstring is its help, and the
-lines below "Examples:" are its examples. A group of flags is a dataclass whose fields are annotated like parameters; a
+lines below "Examples:" are its examples. A group of flags is a Struct whose fields are annotated like parameters; a
 command takes the group as one parameter. The attribute `panel` of the class is their section on the help page.
 """
 
@@ -16,10 +16,10 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from msgspec import Struct
 from typer.core import TyperCommand, TyperGroup
 
 from dllama_zmq.cli.exit_codes import with_exit_codes
@@ -38,9 +38,11 @@ _NoSuchOption: Any = vars(sys.modules[typer.BadParameter.__module__])["NoSuchOpt
 
 
 def _flat(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` in the form of typer: each dataclass parameter is replaced by the fields of its class."""
+    """`function` in the form of typer: each parameter that is a Struct is replaced by the fields of its class."""
     hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {
+        name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Struct)
+    }
     parameters: list[inspect.Parameter] = []
     kind = inspect.Parameter.KEYWORD_ONLY
     for name, parameter in inspect.signature(function).parameters.items():
@@ -48,19 +50,19 @@ def _flat(function: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(kind=kind, annotation=hints[name]))
             continue
         annotations = get_type_hints(groups[name], include_extras=True)
-        for one in fields(groups[name]):
+        for one in inspect.signature(groups[name]).parameters.values():
             its_class = next(each for each in groups[name].__mro__ if one.name in inspect.get_annotations(each))
             if panel := vars(its_class).get("panel"):
                 flag = copy.copy(annotations[one.name].__metadata__[0])  # other commands may have it in another section
                 flag.rich_help_panel = panel
                 annotations[one.name] = Annotated[annotations[one.name].__origin__, flag]
-            default = inspect.Parameter.empty if one.default is MISSING else one.default
-            parameters.append(inspect.Parameter(one.name, kind, default=default, annotation=annotations[one.name]))
+            parameters.append(one.replace(kind=kind, annotation=annotations[one.name]))
 
     @functools.wraps(function)
     def flat(**values: Any) -> None:
         made = {
-            name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
+            name: group(**{field: values.pop(field) for field in group.__struct_fields__})
+            for name, group in groups.items()
         }
         function(**values, **made)
 

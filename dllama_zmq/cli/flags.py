@@ -1,4 +1,4 @@
-"""Flags that several commands share. Flags that belong together are a dataclass.
+"""Flags that several commands share. Flags that belong together are a Struct.
 
 The help shows the first short and the first long spelling of a flag. The others are distributed-llama's
 (--nthreads, --buffer-float-type, --topp) and llama.cpp's (--n-predict, --temp, --ctx-size, -hfr).
@@ -6,10 +6,10 @@ The help shows the first short and the first long spelling of a flag. The others
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from msgspec import Struct
 from typer import Argument, Option
 
 from dllama_zmq.cli import completion
@@ -65,8 +65,7 @@ Workers = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnyCluster:
+class AnyCluster(Struct, frozen=True, kw_only=True):
     """Which cluster: its file as an argument or as a flag."""
 
     file: Annotated[
@@ -75,8 +74,7 @@ class AnyCluster:
     option: Annotated[Path | None, cluster_flag("The same, as a flag")] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class There:
+class There(Struct, frozen=True, kw_only=True):
     """A running root on another computer."""
 
     connect: Annotated[
@@ -86,8 +84,7 @@ class There:
     security: SecurityFlag = "curve"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelAndNodes:
+class ModelAndNodes(Struct, frozen=True, kw_only=True):
     """The model, whose path is relative to the current folder, and the nodes."""
 
     model: Annotated[str | None, model_flag("-m", "--model", help=MODEL)] = None
@@ -110,8 +107,7 @@ class ModelAndNodes:
         return self.model or (None if self.hub_model is None else f"{HUB_PREFIX}{self.hub_model}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overrides(ModelAndNodes):
+class Overrides(ModelAndNodes, frozen=True, kw_only=True):
     """Values of the command line that replace the file's."""
 
     panel = "Instead of what the file says"

@@ -6,9 +6,9 @@ import os
 import stat
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Annotated
 
+from msgspec.structs import replace
 from typer import Argument
 
 from dllama_zmq.bus.client_messages import Logprob

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from msgspec import Struct
 from rich.console import Console, Group, RenderableType
 from typer import Option
 
@@ -29,8 +29,7 @@ _MIN_WIDTH = 80
 _NODES = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Struct, frozen=True, kw_only=True):
     """A running cluster, by its file or address, or a model to predict."""
 
     cluster: Annotated[Path | None, cluster_flag(CLUSTER)] = None

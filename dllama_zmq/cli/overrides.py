@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.notes import note
@@ -33,20 +32,18 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
         "max_seq_len": overrides.context,
         "check_memory": False if overrides.force else None,
     }
-    cluster = msgspec.structs.replace(file.cluster, **{key: it for key, it in changes.items() if it is not None})
+    cluster = replace(file.cluster, **{key: it for key, it in changes.items() if it is not None})
     if overrides.nodes is not None:
-        cluster = msgspec.structs.replace(cluster, workers=_first(overrides.nodes, file))
+        cluster = replace(cluster, workers=_first(overrides.nodes, file))
     if overrides.threads is not None:
-        root, *workers = [
-            msgspec.structs.replace(node, threads=overrides.threads) for node in (cluster.root, *cluster.workers)
-        ]
-        cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
+        root, *workers = [replace(node, threads=overrides.threads) for node in (cluster.root, *cluster.workers)]
+        cluster = replace(cluster, root=root, workers=workers)
     if overrides.model is not None:  # the file's tokenizer belongs to the file's model
-        cluster = msgspec.structs.replace(cluster, model=absolute_model(overrides.model), tokenizer=None)
+        cluster = replace(cluster, model=absolute_model(overrides.model), tokenizer=None)
     if overrides.tokenizer is not None:
         given = str(overrides.tokenizer)
         tokenizer = DEMO if given == DEMO else str(expand_home(given).absolute())
-        cluster = msgspec.structs.replace(cluster, tokenizer=tokenizer)
+        cluster = replace(cluster, tokenizer=tokenizer)
     return replace(file, cluster=cluster)
 
 
@@ -57,7 +54,7 @@ def without_file(overrides: Overrides, model: str, folder: Path = Path(), privat
         from dllama_zmq.cli.init import with_workers
 
         cluster = with_workers(file.cluster.model, overrides.workers, overrides.nodes, folder)
-        file = replace(file, cluster=msgspec.structs.replace(cluster, name=file.cluster.name))
+        file = replace(file, cluster=replace(cluster, name=file.cluster.name))
     return applied(replace(overrides, nodes=None, workers=None, model=None), file)
 
 

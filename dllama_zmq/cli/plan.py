@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec import Struct
 from typer import Argument, Option
 
 from dllama_zmq.bench.calibration import measure_encryption, measure_rates
@@ -47,8 +47,7 @@ from dllama_zmq.spec import Sync, Weights
 _USUAL_COUNTS = 8  # the largest number shown without a file and without --nodes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Struct, frozen=True, kw_only=True):
     """The model, the computers and the link between them."""
 
     words: Annotated[

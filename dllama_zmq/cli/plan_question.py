@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.bench.outlook import Host
 from dllama_zmq.bench.speed import Link
@@ -33,8 +34,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([MGT])B?", re.IGNORECASE)
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "us": 1e-6, "ms": 1e-3}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """A model's name and numbers, and the cluster's file."""
 
     name: str
@@ -85,8 +85,7 @@ def _published(name: str, weights: Weights, numbers: ShapeNumbers) -> ModelSpec:
         raise UsageError(f"{error}; name a model on this computer by its path") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """A running cluster, and its slowest link if it was measured."""
 
     status: Status

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import msgspec
+from msgspec.structs import replace
 from typer import Argument, Option
 
 from dllama_zmq.api_config import ApiConfig
@@ -57,7 +57,7 @@ def _with_api(file: ClusterFile, host: str | None, port: int | None, keys: list[
     """`file` with an API server as the flags say. Raises UsageError."""
     written = file.cluster.api if isinstance(file.cluster.api, ApiConfig) else ApiConfig()
     said: dict[str, object] = {"host": host, "port": port, "keys": keys}
-    changed = msgspec.structs.replace(written, **{key: value for key, value in said.items() if value is not None})
+    changed = replace(written, **{key: value for key, value in said.items() if value is not None})
     try:
         api = msgspec.convert(msgspec.to_builtins(changed), ApiConfig)
     except msgspec.ValidationError as error:
@@ -65,4 +65,4 @@ def _with_api(file: ClusterFile, host: str | None, port: int | None, keys: list[
         raise UsageError(f"{name}: {str(error).partition(' - at ')[0]}") from None
     if not api.keys and not is_loopback(api.host):
         raise UsageError(f"--host: {api.host} can be reached from a network; give --api-key KEY too")
-    return replace(file, cluster=msgspec.structs.replace(file.cluster, api=api))
+    return replace(file, cluster=replace(file.cluster, api=api))

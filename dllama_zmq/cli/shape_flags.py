@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from msgspec import Struct
+from msgspec.structs import asdict
 from typer import Option
 
 from dllama_zmq.cli import completion
@@ -24,8 +25,7 @@ def _number(name: str) -> Any:
     return number(f"--{name}", least=0, most=1 << 24, help="")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeNumbers:
+class ShapeNumbers(Struct, frozen=True, kw_only=True):
     """Numbers that replace the shape's own."""
 
     panel = "Instead of the shape's own numbers"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.cli.chosen import chosen_path, for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
@@ -22,8 +24,7 @@ from dllama_zmq.node_config import Security
 from dllama_zmq.sources import absolute_model
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(Struct, frozen=True):
     """A client of the cluster, the path of its model, and its number of nodes."""
 
     client: Client

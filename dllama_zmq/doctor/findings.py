@@ -6,10 +6,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+from msgspec import Struct
 
 from dllama_zmq.host import in_words
 
@@ -40,8 +40,7 @@ def problem(about: str, text: str, cure: str) -> Finding:
     return Finding("problem", about, text, cure)
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True):
     """One check. doing: what it does, for people who wait. look: takes `wait_s` at most, or is abandoned."""
 
     about: str

@@ -11,9 +11,9 @@ import pwd
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
 from msgspec.structs import asdict
 
 from dllama_zmq.api_config import ApiConfig
@@ -92,8 +92,7 @@ def _who(port: int, holder: object) -> str:
     return str(holder) if holder is not None else "another program"
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(Struct, frozen=True):
     """Who listens: a process, or (pid 0) only its user, if the process is another user's."""
 
     pid: int

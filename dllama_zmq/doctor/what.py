@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.bus.addresses import host_of, join
 from dllama_zmq.client import Client
@@ -23,8 +24,7 @@ _QUICK_S, _NETWORK_S = 5.0, 20.0
 _CLUSTER_S = nodes.STATUS_S + nodes.LINKS_S + _QUICK_S
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(Struct, frozen=True):
     """The cluster to check: its file, or the address of a root elsewhere, or neither.
 
     security: of that root. broken: the error of the file.

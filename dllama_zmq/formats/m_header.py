@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.keyed_header import keyed_header, read_pairs
@@ -35,8 +37,7 @@ from dllama_zmq.spec import MAX_HEAD_DIM, Architecture, FloatType, ModelSpec, Ro
 _POSITIVE = range(1, 1 << 31)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pairs:
+class _Pairs(Struct, frozen=True):
     """A header's pairs: the value of each key, and the value's offset in the file."""
 
     path: Path

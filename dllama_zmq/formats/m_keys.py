@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from dllama_zmq.spec import Architecture, FloatType
 
@@ -69,8 +70,7 @@ GELU, SILU = 0, 1
 ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1 = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """An architecture in a `.m` header.
 
     Two ids stand for two architectures each, told apart by the keys NEW_ARCH_KEYS. keys: whether a header always has

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.random import SFC64, Generator
 
 from dllama_zmq.models import tensor_table
@@ -20,8 +20,7 @@ from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 _SCALE_RMS = math.sqrt(13 / 12)  # of scales, uniform over ±[0.5, 1.5]
 
 
-@dataclass(frozen=True, slots=True)
-class _RandomBlocks:
+class _RandomBlocks(Struct, frozen=True):
     """Values of blocks of random bytes in which only d, and m or dmin, are chosen.
 
     rms: of the values where d is 1. at: the byte of d. offset: m or dmin, at byte 2, where d is 1; for about as many

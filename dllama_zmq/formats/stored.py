@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats.mapped import MappedFile
@@ -44,8 +45,7 @@ def halved(head_dim: int) -> RowOrder:
     return lambda rows: rows - rows % head_dim + rows % half * 2 + rows % head_dim // half
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """A contiguous matrix in a mapped file: `rows` rows of `columns` values. Its bounds have been checked."""
 
     pages: MappedFile
@@ -60,8 +60,7 @@ class Extent:
         return self.pages.view(self.offset, self.rows * row_bytes).reshape(self.rows, row_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(Struct, frozen=True):
     """A tensor: extents of one type, concatenated along `axis`. `where` is its file and name, for errors.
 
     order: the rows' order in the file, if it differs (one extent only). shift: what is added to the file's values,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import enum
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import read_whole, replace_file
@@ -39,8 +40,7 @@ class Key(enum.IntEnum):
     ADD_BOS = 10
 
 
-@dataclass
-class _Cursor:
+class _Cursor(Struct):
     """Takes bytes from front to back. Raises FormatError if fewer are left."""
 
     path: Path

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import msgspec
+from msgspec import Struct
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, RequestStatus, StepStats, TokenText
 from dllama_zmq.bus.engine_messages import Sampled, Submit, SubmitEmbed
@@ -144,8 +145,7 @@ class Answer:
         return TokenText(request.id, sampled.token, text, None if first else figures, logprobs, self.index)
 
 
-@dataclass(slots=True, eq=False)
-class Question:
+class Question(Struct, eq=False):
     """A question that waits for a thread to answer it."""
 
     client: bytes

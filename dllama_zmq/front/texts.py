@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from dllama_zmq.bus.client_messages import Error
 from dllama_zmq.bus.codec import MAX_HEADER_BYTES
@@ -28,8 +28,7 @@ _MAX_RENDERED = 1 << 19
 _MAX_TEMPLATE_BYTES = 1 << 19  # half of the longest header; published templates have 10 KB
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(Struct, frozen=True):
     """A prompt's tokens, and the end of its text ("" if it came as token ids)."""
 
     tokens: list[int]

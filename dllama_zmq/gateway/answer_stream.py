@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Prefill, Queued, Started, TokenText
 from dllama_zmq.chat import AnswerParser, Delta
@@ -28,8 +29,7 @@ class PlainText:
         return []
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(Struct, frozen=True):
     """More of the answer `index`: parsed deltas, and the log-probabilities of its tokens if they were requested."""
 
     index: int
@@ -37,8 +37,7 @@ class Output:
     logprobs: Sequence[Sequence[Logprob]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """The end of the answer `index`. stop: the stop string that ended it, "" if none did."""
 
     index: int
@@ -50,8 +49,7 @@ Event = Queued | Started | Prefill | Output | End
 """The front's own words before an answer's first token, then those of the answers."""
 
 
-@dataclass(slots=True)
-class _Answer:
+class _Answer(Struct):
     """One of the n answers: its parser, and log-probabilities that wait for the next event."""
 
     parser: AnswerParser | PlainText

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import UNSET, structs, to_builtins
+from msgspec import UNSET, Struct, field, structs, to_builtins
 
 from dllama_zmq.bus.client_messages import Prefill, Queued, Started
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire
@@ -62,8 +61,7 @@ async def n_prompt_tokens(call: Call[Any], body: ChatRequest) -> int:
     return len((await call.service.tokens(call.user, chat)).tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The answers to a conversation as a stream, and their progress. Close `events` to cancel the request."""
 
     model: str
@@ -139,8 +137,7 @@ def message_of(message: Message, place: int) -> dict[str, Any]:
     return fields
 
 
-@dataclass(slots=True)
-class Collected:
+class Collected(Struct):
     """A whole answer."""
 
     content: list[str] = field(default_factory=list)

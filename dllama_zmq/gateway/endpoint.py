@@ -9,11 +9,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -31,8 +31,7 @@ _HOLD_S = 10.0  # an error within this time has its own status, even of a stream
 _MIN_BYTES_PER_S = 16384  # the slowest upload of a body that is accepted
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class Call(Struct, Generic[T], frozen=True):
     """A request that was read and checked: `body` has the route's type."""
 
     service: Service
@@ -50,8 +49,7 @@ class Reply(Response):
         return content if isinstance(content, bytes) else msgspec.json.encode(content)
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(Struct, frozen=True):
     """An answer of server-sent events."""
 
     events: AsyncGenerator[bytes, None]
@@ -70,8 +68,7 @@ def named_event(kind: str, **fields: object) -> bytes:
     return b"event: " + kind.encode() + b"\n" + event({"type": kind, **fields})
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorForm:
+class ErrorForm(Struct, frozen=True):
     """How an API reports errors: as a body, which has the type `gives`, and as an event of a stream."""
 
     body: Callable[[Problem], object] = Problem.reply
@@ -87,8 +84,7 @@ def error_reply(form: ErrorForm, problem: Problem, headers: Mapping[str, str] = 
     return Reply(form.body(problem), problem.status, {**problem.headers, **headers})
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(Struct, frozen=True):
     """A route of the API. takes: the type of the body; None: a GET. gives: the type of the answer. streams: the type of
     an event's data.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
+from msgspec import Struct, field
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -25,8 +25,7 @@ _WAITS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _STEPS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """The tokens and times of one request so far. Times are of time.monotonic()."""
 
     came: float = field(default_factory=time.monotonic)

@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from dllama_zmq.api_config import GatewaySettings
 from dllama_zmq.bus.client_messages import Done, Generate, Queued, Started, Status, StatusRequest
@@ -29,8 +30,7 @@ OWN = ""
 """The user name of the API server's own requests."""
 
 
-@dataclass(slots=True)
-class Service:
+class Service(Struct):
     """One API server. For one event loop."""
 
     settings: GatewaySettings

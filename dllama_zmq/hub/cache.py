@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.choice import Choice, SeveralModels, choose
@@ -24,8 +25,7 @@ from dllama_zmq.hub.name import ModelName
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class RepoCache:
+class RepoCache(Struct, frozen=True):
     """The cache of one repository."""
 
     folder: Path

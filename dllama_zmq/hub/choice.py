@@ -6,10 +6,11 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os.path import commonpath
 from pathlib import PurePosixPath
+
+from msgspec import Struct
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.name import ModelName
@@ -39,8 +40,7 @@ class SeveralModels(UsageError):
     """Several models have the name; the message lists them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """The files of a model, by their names in the repository."""
 
     files: tuple[str, ...]

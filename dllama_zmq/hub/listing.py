@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from dllama_zmq.errors import HubError
 from dllama_zmq.hub.http import RateLimitWait, endpoint, headers, hub_errors, session
@@ -18,8 +19,7 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _MAX_BYTES = 1 << 50
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
+class HubFile(Struct, frozen=True):
     """A file of a repository. The cache names it by `hash`.
 
     A hash of 64 hex digits is the SHA-256 of the bytes (Git LFS). One of 40 is the Git object id: the SHA-1 of

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.errors import UsageError
 
@@ -14,8 +15,7 @@ _REPO = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}", re
 _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,254}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelName:
+class ModelName(Struct, frozen=True):
     """A model of a repository. `file` is a file's name, a glob or a quantization; None means the default model."""
 
     repo: str

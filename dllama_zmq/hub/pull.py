@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.cache import RepoCache, find_offline
@@ -17,8 +18,7 @@ from dllama_zmq.hub.transfer import Transfer, copy_part, has_content
 from dllama_zmq.reporting import Reporter
 
 
-@dataclass(frozen=True, slots=True)
-class Pull:
+class Pull(Struct, frozen=True):
     """The files of a model on the hub, and the folder to put them in."""
 
     repo: str

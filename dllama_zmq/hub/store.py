@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.cache import RepoCache, cache_folder, find_cached, find_offline
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(Struct, frozen=True):
     """A model in the cache: the name to type, its path, its bytes on disk."""
 
     name: ModelName
@@ -68,8 +68,7 @@ def _is_whole(name: ModelName) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Struct, frozen=True):
     """The files to remove with a model."""
 
     name: ModelName

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 KV_PAGE = 64
 """Positions of a page of keys and values. Page ids are global: each node keeps its own heads of every page."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """`count` rows of a step: tokens of one sequence at positions `start`, `start + 1`, ...
 
     pages: the ids of the pages of positions 0 to start + count - 1, in order.

@@ -7,11 +7,11 @@ Returned arrays are pooled: the memory is used again as soon as the caller drops
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from dllama_zmq.kernels.batch import Batch
 from dllama_zmq.kernels.simd.job import Job
@@ -22,16 +22,14 @@ KVType = Literal["f16", "f32"]
 """The type of keys and values in the cache."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Norm:
+class Norm(Struct, frozen=True, eq=False):
     """`Kernels.rms_norm` of a product's input, with this gain (D,) and epsilon."""
 
     gain: F32
     eps: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
+class Reduction(Struct, frozen=True):
     """How a node computes its part of a sum over all nodes. For `segments` and `wire` see `Kernels.linear`."""
 
     segments: int = 1
@@ -68,8 +66,7 @@ class Experts(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rotation:
+class Rotation(Struct, frozen=True, eq=False):
     """The angles of each row of a batch: their cos and sin (T, Hd / 2), of a head's pair after pair.
 
     layout: `interleaved` pairs values (2i, 2i + 1) of a head, `half` (i, i + Hd / 2).
@@ -80,8 +77,7 @@ class Rotation:
     layout: Literal["interleaved", "half"]
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSpec:
+class CacheSpec(Struct, frozen=True):
     """A KV cache: room for `n_pages` pages of keys and values, and how they are attended over.
 
     Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours. window: a token sees the last

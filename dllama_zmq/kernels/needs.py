@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.kernels.interface import KVType
 from dllama_zmq.reporting import Reporter
@@ -12,8 +13,7 @@ from dllama_zmq.spec import FloatType
 _DOING = "compiling kernels for this CPU, once"
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(Struct, frozen=True):
     """What decides which kernels a node needs.
 
     types: of the matrices that are multiplied. expert_types: of those of experts. kernels: others that
@@ -26,8 +26,7 @@ class Needs:
     kernels: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Compiling:
+class Compiling(Struct, frozen=True):
     """How far compiling is.
 
     fraction: of the expected cost, 0 to 1. spent_s: since it began. expected_s: the present estimate of the whole.

@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from msgspec import Struct
 
 from dllama_zmq.launch.paths import ClusterPaths, writing
 from dllama_zmq.own_code import own_code
@@ -22,8 +23,7 @@ _SOUND_AFTER_S = 60.0  # a child that lived this long starts with no deaths agai
 MAX_LOG_BYTES = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(Struct, frozen=True):
     """A process that this one has started. It holds a pipe to its stdin, and no terminal's signal reaches it.
 
     log_start: the length of its log at its start, in bytes.
@@ -83,8 +83,7 @@ class Child:
         self.close_stdin()
 
 
-@dataclass(slots=True)
-class Restarts:
+class Restarts(Struct):
     """When a child that keeps ending starts again: after a pause that doubles with each end in a row.
 
     ending: how it ended last. deaths: in a row. next_start: None while its end has not been seen.

@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+from msgspec.structs import replace
 
 from dllama_zmq import __version__
 from dllama_zmq.bus import sockets

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.bus.roster import Roster
 from dllama_zmq.errors import ClusterError
@@ -18,8 +19,7 @@ _MAX_DEATHS = 3  # deaths of one worker in a row before the cluster was first re
 _STOPPED_S = 5.0  # grace for a lost worker that a signal has stopped: SIGCONT may follow
 
 
-@dataclass(slots=True)
-class _Worker:
+class _Worker(Struct):
     launcher: Launcher
     restarts: Restarts
     has_joined: bool = False

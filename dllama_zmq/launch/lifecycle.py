@@ -9,7 +9,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.client import Client
@@ -31,8 +32,7 @@ from dllama_zmq.trust import Role, own_key
 from dllama_zmq.trust.learned import read_learned
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(Struct, frozen=True):
     """Callbacks for the progress of a start.
 
     status: called with each status of the root. on_checked: called when all but the tokenizer was checked.
@@ -45,8 +45,7 @@ class Listener:
     patient: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
+class _Start(Struct, frozen=True):
     """A root that this process started. It ends with this process, unless `stay` or `leave` was called."""
 
     child: Child

@@ -8,9 +8,10 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+from msgspec import Struct
 
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.node_config import NAME_PATTERN
@@ -20,8 +21,7 @@ _Socket = Literal["steps", "replies", "clients", "front"]
 MAX_SOCKET_PATH_BYTES = 100  # Linux allows 107; a few are left for what a transport may append
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterPaths:
+class ClusterPaths(Struct, frozen=True):
     """The two folders of one cluster, and the files in them."""
 
     run: Path

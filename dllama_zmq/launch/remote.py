@@ -11,9 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from msgspec import Struct
 
 from dllama_zmq import __version__
 from dllama_zmq.cluster import ClusterFile
@@ -31,8 +32,7 @@ _MAX_BYTES = 1 << 20
 _VERSION = re.compile(r"^dllama-zmq (\S+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """A command line for the shell of a worker's computer, and the file that is its stdin."""
 
     worker: WorkerConfig
@@ -40,8 +40,7 @@ class Job:
     stdin: Path = Path("/dev/null")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How a job ended. trouble: why ssh failed; empty if it did not."""
 
     worker: WorkerConfig

@@ -5,8 +5,9 @@ ADDING_A_MODEL.md says how to add one; PARITY.md how close each is to its refere
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from dllama_zmq.kernels import Batch, Kernels, KVCache, Reduction
 from dllama_zmq.models.comm import Comm, micro_batches
@@ -59,7 +60,7 @@ def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
     """Every tensor of the model, in file order, with the names of its axes."""
     stored = dict(spec.stored)
     return [
-        dataclasses.replace(tensor, float_type=stored[tensor.name]) if tensor.name in stored else tensor
+        replace(tensor, float_type=stored[tensor.name]) if tensor.name in stored else tensor
         for tensor in _MODELS[spec.arch].tensors(spec)
     ]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from msgspec import Struct
 
 from dllama_zmq.quants.parts import F32, U8, Parts
 from dllama_zmq.spec import FloatType
@@ -15,8 +15,7 @@ _CHUNK_VALUES = 1 << 18
 """Values converted at a time: their temporaries stay in a CPU's cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceType:
+class SourceType(Struct, frozen=True):
     """A block type that no kernel computes with; its tensors are read as `read_as`."""
 
     name: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +60,7 @@ def _changed(value: Struct) -> dict[str, Any]:
     return changed
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
+class ModelFiles(Struct, frozen=True):
     """A model in the root's folder MODELS.
 
     model, tokenizer: their values in the cluster file. files: where each file is here, by its name in MODELS.
@@ -94,8 +92,7 @@ def _in_folder(folder: Path) -> dict[str, Path]:
     return {f"{folder.name}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(Struct, frozen=True):
     """root_mib, worker_mib: memory of a node with a full KV cache. worker_weight_bytes: of the largest worker."""
 
     root_mib: int

@@ -6,11 +6,11 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from msgspec import Struct, field
 
 from dllama_zmq.errors import ClusterError, TrustError, UsageError
 from dllama_zmq.formats.files import replace_file
@@ -24,8 +24,7 @@ IMAGE_USER = 10001
 """The user of the image; any other works too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(Struct, frozen=True):
     """files, secrets: contents by path. owner: the only user who may read secrets; None: this one. then: commands."""
 
     files: Mapping[str, str | bytes]

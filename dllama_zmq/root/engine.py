@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from dllama_zmq.bus.client_messages import NO_STEPS, StepStats
 from dllama_zmq.bus.meter import Phase
@@ -33,8 +33,7 @@ _COMPILE_WAIT_S = 0.01
 _NO_CHOICES: Mapping[Sequence, Choice] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """The result of one step, and its cost. failed: sequences that have left, each with its error.
 
     choices: for each sequence, how the token in `events` was chosen.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.errors import PlanError
 from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
@@ -13,8 +14,7 @@ from dllama_zmq.sharding import KVBudget, Plan, node_memory, possible_node_count
 _MIN_POSITIONS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(Struct, frozen=True):
     """The nodes to run on this computer: `nodes` of a plan, with room for `seq_len` positions; `model` is its name."""
 
     plan: Plan

@@ -7,9 +7,10 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.bus.links import Endpoints, RootLink, host_id
 from dllama_zmq.bus.messages import (
@@ -50,8 +51,7 @@ _NOT_LISTENING_S = 1.0  # silence does not count while the root itself does not 
 _PROBE_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """The state of one worker, for people: bytes of weights sent, bytes in all, and what it does at present.
 
     kept_bytes: bytes that it had already. seconds: from joining until its weights were ready, or until now. reason: why
@@ -69,8 +69,7 @@ class Progress:
     percent: int = 0
 
 
-@dataclass(slots=True)
-class _Stay:
+class _Stay(Struct):
     """One worker at its place, from its Join on. Times are those of time.monotonic().
 
     loaded_at: None until it has its weights. preparing: what it said last. has_heard: a beacon.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from dllama_zmq.quants import F32
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding.candidates import F64, I32
 
 
-@dataclass(frozen=True, slots=True)
-class Penalties:
+class Penalties(Struct, frozen=True):
     """The tokens whose logits are changed, and how, in the order of `Sampling`. ids (n,) ascend.
 
     bias (n,) is added, repetition (n,) divides positive logits and multiplies others, subtracted (n,) is subtracted.

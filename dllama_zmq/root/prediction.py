@@ -10,9 +10,10 @@ two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
+
+from msgspec import Struct
 
 from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, MoreCandidates, Partial, RowAsk, Step, Sum
@@ -34,8 +35,7 @@ KINDS: dict[StepKind, Direction] = {
 _EPOCH, _POSITION = 1_800_000_000_000, 200
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
+class Predicted(Struct, frozen=True):
     """Messages, payload and wire bytes of one kind."""
 
     messages: int

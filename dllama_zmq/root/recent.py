@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes
 from dllama_zmq.bus.slowest import slowest
@@ -13,8 +13,7 @@ _MIN_STEPS = 20
 """The figures cover at least 20 steps: fewer say little."""
 
 
-@dataclass(slots=True)
-class _Steps:
+class _Steps(Struct):
     """Sums over some steps."""
 
     steps: int = 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
@@ -19,8 +21,7 @@ from dllama_zmq.root.root import Root
 from dllama_zmq.sharding import NodeMemory, node_memory
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterFacts:
+class ClusterFacts(Struct, frozen=True):
     """Facts that the root does not know: the name of the cluster, the path of the model, the start time.
 
     model: the path as text, which need not open the file. created: when the file was written, in seconds since 1970.

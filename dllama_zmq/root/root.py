@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import zmq
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import StepStats
@@ -62,8 +63,7 @@ from dllama_zmq.sharding import (
 from dllama_zmq.spec import Sync
 
 
-@dataclass(frozen=True, slots=True)
-class RootSettings:
+class RootSettings(Struct, frozen=True):
     """How the root runs a model over itself and the workers `names`, 2^n nodes together.
 
     reserved: names that a worker gets only if it asks for them. addresses: by name, the known IP

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.errors import ClusterDefect, RequestError
 from dllama_zmq.quants import U8
@@ -23,8 +24,7 @@ def next_k(k: int, vocab_size: int) -> int:
     return 8 * k if 32 * k < vocab_size else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """A chosen token; if asked for, its log-probability and the most likely ids with theirs."""
 
     token: int

@@ -30,8 +30,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Container
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from dllama_zmq.errors import ClusterDefect, RequestError
 from dllama_zmq.kernels import Span
@@ -39,8 +40,7 @@ from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.sequence import Sequence
 
 
-@dataclass(slots=True, eq=False)
-class Scheduled:
+class Scheduled(Struct, eq=False):
     """The rows of one step: `spans` in order, the sequence of each span, and the tokens of all rows.
 
     sampled: (row, sequence) for each row after which a token is sampled.
@@ -52,8 +52,7 @@ class Scheduled:
     sampled: list[tuple[int, Sequence]] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Prefilled:
+class Prefilled(Struct):
     """`done` of the `total` prompt tokens have keys and values, `count` of them since the last step. A rewind starts
     at 0."""
 
@@ -63,16 +62,14 @@ class Prefilled:
     count: int
 
 
-@dataclass(slots=True)
-class Token:
+class Token(Struct):
     """A sequence has one more token."""
 
     sequence: Sequence
     token: int
 
 
-@dataclass(slots=True)
-class Finished:
+class Finished(Struct):
     """A sequence has ended and left: a stop id was sampled, its grammar is complete, or it has `max_new` new tokens."""
 
     sequence: Sequence

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.quants import F32, U8
@@ -30,8 +31,7 @@ class Reply(NamedTuple):
     complete: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Ask:
+class Ask(Struct, frozen=True, eq=False):
     """The request of one row to every node. The ids of the row are those of the vocabulary.
 
     k: number of best candidates; 0: all logits instead, and what follows applies only once they are merged.
@@ -100,8 +100,7 @@ class Ask:
         return candidates, None, n_kept
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NodeCandidates:
+class NodeCandidates(Struct, frozen=True, eq=False):
     """One node's answer for one row: ids (n,) and logits (n,), best first, and the logits of its listed ids.
 
     Where all logits were asked for, there are no ids, and `logits` are those of all the node's ids in order.
@@ -116,8 +115,7 @@ class NodeCandidates:
     complete: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RowCandidates:
+class RowCandidates(Struct, frozen=True, eq=False):
     """One row's best tokens over all nodes, best first, ties by lower id. Only the first `n_sure` are exact.
 
     listed: the logits of the ask's listed ids, which are not among the others. complete: there are no other candidates.

@@ -6,7 +6,8 @@ Pages of a mapped model file, such as the embedding's, do not count: the operati
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.errors import ContextExceeded, RequestError
 from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
@@ -25,8 +26,7 @@ _TOKEN_BYTES = 500  # of the root's tokenizer, per token of the vocabulary
 _WIDE_ARRAYS, _FFN_ARRAYS = 5, 3  # float32 arrays of a step alive at once, (T, D) and (T, F); fitted to measurements
 
 
-@dataclass(frozen=True, slots=True)
-class NodeMemory:
+class NodeMemory(Struct, frozen=True):
     """Bytes of memory that one node needs.
 
     loading: the largest matrices while they are repacked, freed afterwards. step: arrays of the longest step.
@@ -95,8 +95,7 @@ def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16"
     )
 
 
-@dataclass(frozen=True, slots=True)
-class KVBudget:
+class KVBudget(Struct, frozen=True):
     """The number of pages of the KV cache that the nodes of a plan make room for: `n_sequences` of `n_positions` each
     or, if given, `most_bytes` on each node. trusted: most_bytes is free, even if a computer reports less memory.
     """

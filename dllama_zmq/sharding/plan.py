@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
+from msgspec import Struct
+
 from dllama_zmq.errors import PlanError
 from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
 from dllama_zmq.models import tensor_table
@@ -21,8 +23,7 @@ from dllama_zmq.spec import SYNC_FLOAT, Axis, ModelSpec, Sync, TensorSpec
 MAX_NODES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSlices:
+class NodeSlices(Struct, frozen=True):
     """One node's slice of each split axis, in values; `vocab` in rows of the head."""
 
     heads: slice
@@ -36,8 +37,7 @@ class NodeSlices:
         return split.get(axis, slice(None))
 
 
-@dataclass(frozen=True, slots=True)
-class NodeWeights:
+class NodeWeights(Struct, frozen=True):
     """Bytes of one node's regions: of all together, of the head's, and of the largest other one."""
 
     total: int

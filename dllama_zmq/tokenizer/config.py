@@ -6,10 +6,9 @@ Source: tokenizer_config.json, special_tokens_map.json and generation_config.jso
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.threads import converted_by_threads
@@ -61,8 +60,7 @@ class _Raw(Struct, frozen=True):
     chat_template: _Template | list[_NamedTemplate] | None = None
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Struct, frozen=True):
     """A tokenizer's configuration.
 
     words: names of tokens by their keys, such as `bos_token`. given: the keys that the files have, even with null.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 from dllama_zmq.errors import FormatError
 
@@ -13,8 +14,7 @@ N_BYTES = 256
 Encoder: TypeAlias = Callable[[str], list[int]]
 
 
-@dataclass(frozen=True)
-class TokenizerData:
+class TokenizerData(Struct, frozen=True):
     """The vocabulary of a `.t` file. `pieces[id]` is a token's text in bytes, with ' ' for SentencePiece's '▁'.
 
     The 256 byte pieces of a SentencePiece vocabulary are raw bytes, in order (see `byte_run`). `source` is the
@@ -35,8 +35,7 @@ class TokenizerData:
         return max(map(len, self.pieces), default=0)
 
 
-@dataclass(frozen=True)
-class TokenizerParts:
+class TokenizerParts(Struct, frozen=True):
     """The parts of a tokenizer, from any kind of file.
 
     Vocabulary: pieces: the text of each token by id, with gaps. silent: tokens that print nothing. specials: special

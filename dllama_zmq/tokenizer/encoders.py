@@ -6,12 +6,12 @@ import codecs
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import sentencepiece
 import tokenizers
+from msgspec.structs import replace
 from tokenizers import models, normalizers, pre_tokenizers
 
 from dllama_zmq.errors import DllamaError, FormatError, RequestError

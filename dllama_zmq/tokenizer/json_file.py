@@ -6,10 +6,10 @@ Source: the serialization of huggingface/tokenizers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.threads import converted_by_threads
@@ -47,8 +47,7 @@ class JsonFile(msgspec.Struct):
     decoder: msgspec.Raw = msgspec.Raw(b"null")
 
 
-@dataclass(frozen=True)
-class Steps:
+class Steps(Struct, frozen=True):
     """The file's steps, with sequences flattened: objects with a `type`."""
 
     normalizer: list[dict[str, Any]]

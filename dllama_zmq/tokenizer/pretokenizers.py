@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from dllama_zmq.errors import UnsupportedModel
 
@@ -31,8 +32,7 @@ _DEEPSEEK3 = (
 )
 
 
-@dataclass(frozen=True)
-class PreTokenizer:
+class PreTokenizer(Struct, frozen=True):
     """Patterns that split a text one after another; matches and the text between them become pieces.
 
     nfc: the text is first normalized to Unicode's NFC. whole: a piece that is a token is not merged.

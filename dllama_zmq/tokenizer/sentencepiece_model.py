@@ -7,22 +7,21 @@ sentencepiece's src/sentencepiece_model.proto.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 SPACE = "▁"  # how SentencePiece writes a space inside a piece
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BPE = 2
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(Struct, frozen=True):
     text: str
     score: float
     kind: int
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Struct, frozen=True):
     """The needed fields of a ModelProto; the defaults are Llama's, not the format's."""
 
     pieces: list[Piece]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.errors import TrustError
 from dllama_zmq.trust.files import folder, lines_of, locked, read_private, write_private
 from dllama_zmq.trust.keys import check_public
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Struct, frozen=True):
     """A root's public key, and the name of this computer's worker or client there. place: file and line."""
 
     public: str

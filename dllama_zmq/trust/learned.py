@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from dllama_zmq.errors import TrustError
 from dllama_zmq.trust.files import folder, lines_of, locked, read_private, write_private
@@ -13,8 +14,7 @@ from dllama_zmq.trust.keys import Role, check_public
 _ANY = "-"  # no name begins with it
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A key that may connect. name: of the worker or client; empty: any free worker, or a client without a name."""
 
     role: Role

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.cluster import Cluster, ClusterFile, load_cluster
 from dllama_zmq.errors import ConfigError, TokenError, TrustError
@@ -20,8 +22,7 @@ logger = logging.getLogger(__name__)
 _Stamps = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(Struct, frozen=True):
     """Everything that a ring knows at one time.
 
     listed: from cluster.yaml. learned: from tokens or over ssh. workers: the names of the cluster's workers.

@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +35,7 @@ _Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 _Address = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """What the root knows of an unused token: what it admits, and until when.
 
     name: of the worker or client; empty: any free worker, or a client without a name. until: seconds of the clock
@@ -77,8 +75,7 @@ class _Wire(Struct, frozen=True, array_like=True):
     name: Annotated[str, Meta(max_length=64)]
 
 
-@dataclass(frozen=True, slots=True)
-class Invitation:
+class Invitation(Struct, frozen=True):
     """The content of a token's text.
 
     replies, clients: the root's addresses for workers and for clients, best first. root: its public key. keys: the

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from dllama_zmq.bus.arrays import EncodedArray, decode_array, encode_floats, encode_plain
 from dllama_zmq.bus.messages import Frame, MoreCandidates, Step
@@ -18,8 +19,7 @@ from dllama_zmq.quants import F32
 from dllama_zmq.sharding import Ask, NodeCandidates, Plan, best_candidates
 
 
-@dataclass(slots=True)
-class Shard:
+class Shard(Struct):
     """One node's model, and its present or last step. tiles: where its repacked weights are kept."""
 
     model: Model

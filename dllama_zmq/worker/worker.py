@@ -14,11 +14,11 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import zmq
+from msgspec import Struct
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import why_no_answer, with_host_of
@@ -71,8 +71,7 @@ _IDLE_SILENCE_S = 20.0  # an idle root sends a ping every 0.5 s
 _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known after 2 s at most
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
+class WorkerSettings(Struct, frozen=True):
     """The settings that a worker is started with. An empty `name`: the root gives it one.
 
     oversubscribed: this host's nodes have more threads together than it has cores. security: the keys for a root on

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import pytest
 from browser.chromium import chromium
 from command_line import SMALL, write_small_model
 from integration.api import Api, running_api
+from msgspec.structs import replace
 from tiny import tiny_tokenizer_data
 
 from dllama_zmq.formats import write_t

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from contract.back_ends import (
     step,
     with_threads,
 )
+from msgspec.structs import replace
 
 from dllama_zmq.kernels import Batch, CacheSpec, Kernels, KVType, Rotation, pages_for
 from dllama_zmq.quants import F32

@@ -6,11 +6,11 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec.structs import replace
 
 from dllama_zmq.models.alike import norm_alike
 from dllama_zmq.models.experts import Router

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from msgspec.structs import replace
 
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import FloatType, ModelSpec

@@ -8,7 +8,7 @@ The weights are drawn as small whole numbers times a power of two, so that float
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from msgspec.structs import replace
 
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling

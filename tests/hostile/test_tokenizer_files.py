@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hostile.refusal import refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tiny import tiny_tokenizer_data
 
 from dllama_zmq.errors import FormatError

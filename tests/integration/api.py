@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import httpx2
 from command_line import SMALL, Cli, clean_cli
+from msgspec.structs import replace
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 from when_used import openai

@@ -103,8 +103,7 @@ class Thread:
         assert not self._thread.is_alive(), "a node did not end"
 
 
-@dataclass(frozen=True)
-class Relayed(Endpoints):
+class Relayed(Endpoints, frozen=True):
     """Workers are sent to a relay for their steps."""
 
     relay: str = ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 from gguf_writer import write_llama
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
 import dllama_zmq

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -19,6 +18,7 @@ import zmq
 from integration.api import CHATML, SOON_S, error_of
 from integration.front_alone import PLACES, Engine, front_alone
 from integration.nodes import Context
+from msgspec.structs import replace
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 from when_used import anthropic, openai

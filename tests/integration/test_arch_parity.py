@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from drawn import CASES, ROWS, draw, rounded, tokens_of
 from grok1_by_hand import GROK1, grok1_logits, grok1_tensors, q80
+from msgspec.structs import replace
 
 import dllama_zmq.models
 from dllama_zmq import load

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import SMALL, Cli, await_words, write_small_model
+from msgspec.structs import replace
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 

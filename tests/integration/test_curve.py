@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from integration.nodes import (
     tcp,
 )
 from integration.stranger import Stranger
+from msgspec.structs import replace
 from secured import Secured
 from served import served
 from tiny import tiny_tokenizer_data
@@ -84,8 +84,7 @@ def test_a_worker_written_from_the_protocols_page_has_keys_too(
         np.testing.assert_allclose(logits(root), expected, rtol=1e-4, atol=1e-5)
 
 
-@dataclass(frozen=True)
-class Tapped(Endpoints):
+class Tapped(Endpoints, frozen=True):
     """Workers are sent to a relay for their replies."""
 
     tap: str = ""

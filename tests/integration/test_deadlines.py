@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from integration.nodes import (
 )
 from integration.raw_root import RawRoot
 from integration.stranger import Stranger
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
 import dllama_zmq

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from folders import arrays_of, write_hf, write_meta
+from msgspec.structs import replace
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq import load

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import zmq
 from gguf_writer import TYPE_IDS, FileTensor, file_tensor, gguf_bytes, llama_metadata, llama_name, write_llama
 from k_quantizers import quantized
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq import load

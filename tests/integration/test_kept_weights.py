@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +216,7 @@ class CutOff:
             each.close()
 
 
-@dataclass(frozen=True)
-class Through(Endpoints):
+class Through(Endpoints, frozen=True):
     """Workers are sent to `through` for their replies."""
 
     through: str = ""

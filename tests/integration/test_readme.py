@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from folders import arrays_of, write_hf
 from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
 from integration.api import chatty
+from msgspec.structs import replace
 from surroundings import free_ports
 from terminal import COLUMNS, at_terminal
 from tiny import tiny_tokenizer_data

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +22,7 @@ from contexts import a_context
 from generating import tokens_of
 from integration.nodes import InMemory
 from integration.stranger import Stranger
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.links import Endpoints

@@ -7,7 +7,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from integration.front_alone import CONTEXT, N_IDS, SOON_S, Engine, front_alone, next_message, raw
 from integration.nodes import Context
 from integration.services import serving
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data
 from tokenizers_of import of_t
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgpack
@@ -88,8 +87,7 @@ class Forwarder:
             sink.shutdown(socket.SHUT_WR)
 
 
-@dataclass(frozen=True)
-class Forwarded(Endpoints):
+class Forwarded(Endpoints, frozen=True):
     """Sends every worker, of this host or not, to the forwarders."""
 
     public_steps: str = ""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 from tiny import tiny_spec
 
 from dllama_zmq.bench.cases import ALONE_STEPS, Case, cases, work
@@ -102,7 +101,7 @@ def test_kv_heads_that_two_nodes_hold_count_twice() -> None:
 
 def test_only_experts_that_tokens_use_count() -> None:
     spec = tiny_spec(arch="mixtral", rope=Rope(layout="half"), n_experts=4, n_active_experts=1)
-    every = dataclasses.replace(spec, n_active_experts=4)
+    every = replace(spec, n_active_experts=4)
     expert_weights = 2 * 3 * 64 * 128  # of one expert, in 2 layers
     for n_nodes in (1, 2):
         one, four = (work(Plan.make(of, n_nodes), rows(Case("tg", 1))) for of in (spec, every))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from dllama_zmq.bench.cases import Case, Nodes
 from dllama_zmq.bench.run import check, main_types

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conversations import ASSISTANT, CONVERSATIONS, SYSTEM, USER
+from msgspec.structs import replace
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 

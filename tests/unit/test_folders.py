@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from folders import arrays_of, hf_tensors, safetensors, write_hf, write_meta
 from gguf_writer import gguf_of, write_llama
+from msgspec.structs import replace
 from tiny import TINY, tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.errors import FormatError, UsageError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from gguf_writer import FileTensor, Typed, file_tensor, gguf_bytes, llama_metadata, llama_name, write_llama
 from k_quantizers import quantized
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.errors import FormatError, UsageError

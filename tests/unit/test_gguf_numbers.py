@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gguf_writer import FileTensor, Typed, file_tensor, gguf_bytes, llama_metadata, llama_name, write_llama
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.errors import UnsupportedModel

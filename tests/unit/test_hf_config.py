@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from folders import hf_config, write_hf
+from msgspec.structs import replace
 from tiny import TINY, tiny_spec
 
 from dllama_zmq.errors import FormatError, UnsupportedModel

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import hf_config
+from msgspec.structs import replace
 from tiny import TINY
 
 from dllama_zmq.errors import FormatError, UnsupportedModel

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from importlib import import_module
 
 import pytest
+from msgspec.structs import replace
 from numba.core.codegen import JitEngine
 from tiny import tiny_spec
 
@@ -58,7 +58,7 @@ def test_a_model_compiles_the_products_of_its_own_types(kind):
 
 
 def test_types_of_single_tensors_and_the_kv_cache_and_experts_count():
-    spec = dataclasses.replace(tiny_spec(weight_type=FloatType.Q40), stored=(("head", FloatType.Q80),))
+    spec = replace(tiny_spec(weight_type=FloatType.Q40), stored=(("head", FloatType.Q80),))
     names = needs_of(spec, kv_type="f32")
     assert {"product_q40", "product_q80", "attend_f32"} <= set(names)
     assert "attend_f16" not in names

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from command_line import until
 from folders import arrays_of, write_hf
 from gguf_writer import write_llama
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
 from dllama_zmq.bus.messages import ArrayHead, Need, Offer, Weights

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from m_bytes import HAND_PAIRS, HAND_VALUES, keyed, old
+from msgspec.structs import replace
 from tiny import TINY, tiny_spec, tiny_tensors, write_tiny_model
 
 from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError

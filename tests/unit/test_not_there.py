@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dllama_zmq.cluster import ClusterFile, parse_cluster
 from dllama_zmq.launch.lifecycle import commands_elsewhere, not_there

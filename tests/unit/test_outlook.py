@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.bench.outlook import (

@@ -6,12 +6,12 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tiny import tiny_spec
 
 from dllama_zmq.errors import FormatError, PlanError

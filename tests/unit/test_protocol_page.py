@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import typing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from any_message import UNIONS
+from msgspec.structs import fields
 from test_messages import ALL_KINDS
 from tiny import tiny_spec
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 from rows import choose, row_of
 
 from dllama_zmq.errors import RequestError

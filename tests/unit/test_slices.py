@@ -7,13 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from folders import arrays_of, write_hf
 from gguf_writer import write_llama
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
 from dllama_zmq.errors import FormatError

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from tiny import tiny_tokenizer_data
 
 from dllama_zmq.errors import FormatError

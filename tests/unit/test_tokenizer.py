@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import random
-from dataclasses import replace
 
 import pytest
 import sentencepiece
+from msgspec.structs import replace
 from tiny import tiny_spec, tiny_tokenizer_data
 from tokenizers_of import of_t
 

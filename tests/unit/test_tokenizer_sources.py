@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import sentencepiece
 import tokenizers
 from corpus import SAMPLES
 from gguf_writer import Typed, gguf_bytes
+from msgspec.structs import replace
 from tokenizer_sources import (
     BYTE_LEVEL,
     CONFIGS,

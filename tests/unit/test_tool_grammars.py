@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import llguidance
 import pytest
 from deltas import parsed
+from msgspec.structs import replace
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 

@@ -6,9 +6,10 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from typing import Annotated
 
+from msgspec import Struct
+from msgspec.structs import replace
 from typer import Argument, Option
 
 from dllama_zmq.cli import answer_flags, completion, flags
@@ -21,8 +22,7 @@ from dllama_zmq.errors import UsageError
 from dllama_zmq.tokenizer.builtin_templates import BUILTIN
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """The settings of a chat at its beginning, from its flags."""
 
     settings: Settings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -153,8 +153,7 @@ def _print(shown: RenderableType) -> None:
     Console(stderr=True, highlight=False, markup=False).print(shown)
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Struct, frozen=True):
     """names: all names, with "/". takes: the arguments, as the help shows them. run: None: `run` above does it."""
 
     names: tuple[str, ...]

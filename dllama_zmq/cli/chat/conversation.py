@@ -10,11 +10,11 @@ list of messages is read too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct, field
 
 from dllama_zmq.errors import UsageError
 
@@ -39,16 +39,14 @@ class _File(msgspec.Struct, frozen=True):
     model: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Struct, frozen=True):
     """A message of the user and the answer to it."""
 
     user: str
     answer: Message
 
 
-@dataclass(slots=True)
-class Conversation:
+class Conversation(Struct):
     """The turns so far, and the system message."""
 
     system: str = ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from dllama_zmq.bus.prompts import Chat
 from dllama_zmq.bus.text_messages import Model
@@ -27,8 +28,7 @@ _MAX_TEMPLATE_BYTES = 1 << 18
 _TRIED = [{"role": "user", "content": "Hello"}]
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(Struct, frozen=True):
     """The chat template of a conversation. text: its source, as far as known. name, given: as in `Chat`.
 
     is_guess: it is a built-in one that fits the names of the model's special tokens.

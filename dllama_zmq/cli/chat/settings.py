@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
-import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.cli.flag_kinds import MAX
 from dllama_zmq.errors import RequestError, UsageError
@@ -32,8 +32,7 @@ _TYPES = get_type_hints(Sampling)
 _SWITCHES = {"on": True, "off": False, "true": True, "false": False, "yes": True, "no": False, "": True}
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """sampling, max_tokens, stop: as in a request. think: whether the model thinks first; None: the template's default.
     verbose: print tokens/s after each answer."""
 
@@ -114,7 +113,7 @@ def _sampled(sampling: Sampling, name: str, value: str) -> Sampling:
         except ValueError:
             expected = "a whole number" if is_whole else "a number"
             raise UsageError(f"{name} is {value!r}; expected {expected}") from None
-    changed = msgspec.structs.replace(sampling, **{name: number})
+    changed = replace(sampling, **{name: number})
     try:
         changed.check()
     except RequestError as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.kinds import GGUF_MAGIC
@@ -46,8 +47,7 @@ _STRING, _ARRAY = 8, 9
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayLocation:
+class ArrayLocation(Struct, frozen=True):
     """Location of an array in the metadata. It is read only when needed, because vocabularies are long."""
 
     kind: int
@@ -55,8 +55,7 @@ class ArrayLocation:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """A tensor of the file, described at offset `at`. `shape` has the slowest axis first; a vector has one number."""
 
     name: str

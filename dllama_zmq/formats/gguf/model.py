@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.gguf.container import TYPE_NAMES, Container

@@ -6,12 +6,11 @@ Sources: ggml's docs/gguf.md for the keys, llama.cpp's src/llama-model.cpp for t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct, field
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.gguf.container import ArrayLocation, Container
@@ -23,8 +22,7 @@ from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.typed import typed
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """An architecture of GGUF files in this package: without experts, with experts (None: refused), without biases.
 
     in_pairs: the file interleaves RoPE's rows of q and k. Those of a model with experts are read in half layout.

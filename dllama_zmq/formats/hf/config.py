@@ -6,7 +6,6 @@ Anything that transformers would compute differently is refused by name, never i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,8 +120,7 @@ class _Config(Struct, frozen=True):
     quantization: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HFConfig:
+class HFConfig(Struct, frozen=True):
     """A checked config.json. `spec` has all weights F32. tied: the head is the embedding. has_more: the model has more
     than its text part."""
 

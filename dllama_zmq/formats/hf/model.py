@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.hf.config import HFConfig, read_config

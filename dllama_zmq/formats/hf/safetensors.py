@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +29,7 @@ _VALUE_BITS = {
 _Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A tensor of a file. Its values begin at `offset` of `pages`, and lie within the file."""
 
     pages: MappedFile

@@ -6,9 +6,10 @@ Each shard has a slice of every matrix, as in tensor parallelism: columns of wo 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.mapped import MappedFile, closed_on_error
@@ -27,8 +28,7 @@ _BY_COLUMNS = ("attention.o", "ffn.down")
 _UNUSED = ("rope.freqs",)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
+class _Shard(Struct, frozen=True):
     """A consolidated.NN.pth: its tensors and their locations."""
 
     archive: Archive

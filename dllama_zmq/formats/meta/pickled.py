@@ -9,8 +9,9 @@ pickle's length bounds the memory.
 from __future__ import annotations
 
 import pickletools
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.spec import FloatType
@@ -25,8 +26,7 @@ _ALLOWED = {_TENSOR, _DICT, *(f"torch {name}" for name in _TYPES)}
 _MAX_SIZE = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(Struct, frozen=True):
     """The values of the record `data/KEY`, of one type."""
 
     key: str
@@ -34,8 +34,7 @@ class Storage:
     n_values: int
 
 
-@dataclass(frozen=True, slots=True)
-class PickledTensor:
+class PickledTensor(Struct, frozen=True):
     """A row-major tensor of `shape`, from value number `first` of its storage."""
 
     storage: Storage
@@ -43,8 +42,7 @@ class PickledTensor:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
+class _Name(Struct, frozen=True):
     """`module name` in the pickle; never imported."""
 
     text: str
