@@ -7,16 +7,16 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sentencepiece
-import tokenizers
 from msgspec.structs import replace
-from tokenizers import models, normalizers, pre_tokenizers
 
 from dllama_zmq.errors import DllamaError, FormatError, RequestError
 from dllama_zmq.tokenizer.data import Encoder
 from dllama_zmq.tokenizer.pretokenizers import PreTokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Merge = tuple[str, str]
 """Two pieces in byte-level encoding, which are merged."""
@@ -55,6 +55,8 @@ def to_bytes(piece: str) -> bytes:
 
 def sentencepiece_library(model: bytes, source: str) -> Any:
     """A SentencePieceProcessor of the serialized `model`. Raises FormatError if the library refuses it."""
+    import sentencepiece  # here, so that only a root with such a vocabulary pays for the import
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
@@ -69,12 +71,15 @@ def byte_level_encoder(ids: dict[str, int], merges: list[Merge], pre: PreTokeniz
 
     Pieces are in byte-level encoding.
     """
+    # here, so that only a root with such a vocabulary pays for the import
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
     with library_errors(FormatError, f"{source}: the tokenizers library refuses this vocabulary", "."):
         bpe = models.BPE(vocab=ids, merges=merges, ignore_merges=pre.whole)
-    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer = Tokenizer(bpe)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.splits]
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.splits]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )

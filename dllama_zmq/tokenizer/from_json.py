@@ -9,8 +9,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from threading import Lock
-
-import tokenizers
+from typing import TYPE_CHECKING
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.bounded import BoundedEncoders
@@ -19,6 +18,9 @@ from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, TokenizerParts, chec
 from dllama_zmq.tokenizer.encoders import library_encoder, library_errors, to_bytes
 from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_json
 from dllama_zmq.tokenizer.sentencepiece_model import SPACE, printed
+
+if TYPE_CHECKING:
+    import tokenizers
 
 _OTHER_PREFIX = (
     "tokenizer_config.json has add_prefix_space: false, but this file puts a space before a text, and so does this "
@@ -161,6 +163,8 @@ def _with_config(file: JsonFile, text: str, config: Config) -> str:
 
 
 def _load(text: str, source: str) -> tokenizers.Tokenizer:
+    import tokenizers  # here, so that only a root with such a file pays for the import
+
     with library_errors(FormatError, f"{source}: the tokenizers library refuses this file", ". Get it again."):
         loaded = tokenizers.Tokenizer.from_str(text)
     loaded.no_truncation()  # settings of the training; transformers, too, switches both off
