@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar, cast
 
 from dllama_zmq.bus.arrays import EncodedArray
 from dllama_zmq.bus.messages import Message, RowAsk
-from dllama_zmq.bus.slowest import Wait
 from dllama_zmq.bus.steps import Action, Done, Part
+from dllama_zmq.bus.waits import Wait
 from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import F32, U8
 

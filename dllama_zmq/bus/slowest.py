@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from dllama_zmq.bus.client_messages import NO_STEPS, NodeTimes, StepStats
 from dllama_zmq.bus.roster import ROOT
+from dllama_zmq.bus.waits import Wait
 
 MIN_GAIN = 0.1
 """A node is named if steps would be shorter by this share were it like the others: less is not worth looking for."""
@@ -17,10 +18,6 @@ MIN_DEVIATIONS = 3.0
 """And if chance seldom does it: equal nodes differ that much in 1 of 700 windows, and one pause alone never does."""
 MIN_STEPS = round(MIN_DEVIATIONS**2)
 """Fewest steps in which a node can be named: see `slowest`."""
-_MESSAGE_S = 0.2e-3
-"""A message on a wired network, in and out of both processes: nobody's fault."""
-_BYTES_PER_S = 1.25e8
-"""And its bytes: gigabit Ethernet."""
 
 
 class Slowest(NamedTuple):
@@ -73,18 +70,6 @@ class StepSums(Struct):
     def slowest(self, n_nodes: int) -> Slowest | None:
         """The node that the others of `n_nodes` waited for; None if no node stands out."""
         return slowest(self.figures.waited_for_s, self.squares, self.figures.wall_s, n_nodes)
-
-
-class Wait(Struct):
-    """The root's waits for one worker in one step: seconds in all, and what messages of that size usually take."""
-
-    seconds: float = 0.0
-    usual_s: float = 0.0
-
-    def add(self, seconds: float, n_bytes: int) -> None:
-        """Add a wait, which messages of `n_bytes` in all ended."""
-        self.seconds += seconds
-        self.usual_s += _MESSAGE_S + n_bytes / _BYTES_PER_S
 
 
 class Spent(NamedTuple):

@@ -29,8 +29,8 @@ from dllama_zmq.bus.messages import ArrayHead, Candidates, Frame, Message, Parti
 from dllama_zmq.bus.native.exchange import NativeExchange, Wiring, make_native_exchange
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.roster import Roster
-from dllama_zmq.bus.slowest import Wait
 from dllama_zmq.bus.steps import Action, Failed, Part, Publish, RootSteps, Send
+from dllama_zmq.bus.waits import Wait
 from dllama_zmq.errors import ProtocolError, RemoteError
 from dllama_zmq.kernels import Batch, Kernels
 from dllama_zmq.quants import F32, U8

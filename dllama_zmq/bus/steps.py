@@ -31,7 +31,7 @@ from dllama_zmq.bus.messages import (
     Sum,
 )
 from dllama_zmq.bus.roster import Member, Roster, State
-from dllama_zmq.bus.slowest import Wait
+from dllama_zmq.bus.waits import Wait
 from dllama_zmq.errors import RemoteError, WorkerLost
 from dllama_zmq.quants import U8
 from dllama_zmq.spec import Sync

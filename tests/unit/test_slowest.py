@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from dllama_zmq.bus.client_messages import NodeTimes, StepStats
-from dllama_zmq.bus.slowest import Slowest, Spent, StepSums, Wait, slowest, times_of_step
+from dllama_zmq.bus.slowest import Slowest, Spent, StepSums, slowest, times_of_step
+from dllama_zmq.bus.waits import Wait
 
 N_STEPS = 100
 
