@@ -40,6 +40,7 @@ if [ ! -e "$folder/fetched" ]; then
     dependencies >"$folder/dependencies"
     "$python" -m pip download --quiet --disable-pip-version-check --dest "$folder/wheels" --only-binary=:all: \
         --platform manylinux2014_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_28_aarch64 \
+        --platform manylinux_2_31_aarch64 \
         --python-version "${version#python}" --requirement "$folder/dependencies"
     for wheel in "$folder"/wheels/*.whl; do
         "$python" -m zipfile -e "$wheel" "$folder/site"

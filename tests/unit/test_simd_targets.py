@@ -127,7 +127,7 @@ def test_code_for_every_cpu_calls_nothing(cpu, kind):
         ("i686", [], Target("plain", False, False, 4, 2, PAUSE_X86)),
         ("aarch64", ["neon", "dotprod"], Target("sdot", True, True, 4, 2, PAUSE_ARM)),
         ("arm64", ["dotprod"], Target("sdot", True, True, 4, 2, PAUSE_ARM)),
-        ("aarch64", ["neon"], Target("plain", True, True, 4, 2, PAUSE_ARM)),
+        ("aarch64", ["neon"], Target("neon", True, True, 4, 2, PAUSE_ARM)),
         ("riscv64", ["v"], Target("plain", False, False, 4, 2, None)),
         ("powerpc64le", [], Target("plain", False, False, 4, 2, None)),
     ],

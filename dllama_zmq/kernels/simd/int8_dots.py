@@ -206,10 +206,10 @@ class _Sums:
         self.sums: dict[tuple[int, int], ir.Value] = {}
 
     def add(self, at: tuple[int, int], value: ir.Value) -> None:
-        b = self._b
-        total = b.add(self.sums[at], value) if at in self.sums else value
+        total = self._b.add(self.sums[at], value) if at in self.sums else value
         kind = ir.FunctionType(total.type, [total.type])
-        self.sums[at] = b.asm(kind, "", "=x,0", [total], side_effect=True)
+        register = "w" if total.type.count * total.type.element.width == 128 else "x"  # Arm's or x86's name for it
+        self.sums[at] = self._b.asm(kind, "", f"={register},0", [total], side_effect=True)
 
 
 class _Sdot(BlockDots):
@@ -217,6 +217,53 @@ class _Sdot(BlockDots):
         pieces = zip(*(parts(b, v, 4) for v in (total, weights, x)), strict=True)
         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
         return joined(b, [call(b, name, t.type, [t, u, s]) for t, u, s in pieces])
+
+
+class _Neon(BlockDots):
+    """Arm before dot products: each product of bytes adds up in an i16 lane, as many as fit, then four lanes a row."""
+
+    def products(
+        self,
+        b: ir.IRBuilder,
+        block: PairBlock,
+        part: int,
+        tiles: Sequence[ir.Value],
+        xs: Sequence[ir.Value],
+        before: Before = nothing,
+    ) -> list[list[ir.Value]]:
+        return [self._of_tile(b, block, part, tile, xs, before) for tile in tiles]
+
+    @staticmethod
+    def _of_tile(
+        b: ir.IRBuilder, block: PairBlock, part: int, tile: ir.Value, xs: Sequence[ir.Value], before: Before
+    ) -> list[ir.Value]:
+        groups, i16x8, i32x4 = _groups(block, part), ir.VectorType(I16, 8), ir.VectorType(I32, 4)
+        at_once = {4: 8, 5: 8, 6: 4, 8: 2}[block.bits]  # 8 * 31 * 127, 4 * 63 * 127 and 2 * 128 * 127 are below 2^15
+        totals: dict[tuple[int, int], ir.Value] = {}
+        # A quarter is 4 rows. Sums of all four are 8 registers a token, of 32.
+        for quarters in [range(4)] if len(xs) < 3 else [range(2), range(2, 4)]:
+            unpackers = {q: Unpacker(b, block, tile, before, 16 * q, 16) for q in quarters}
+            for first in groups[::at_once]:
+                words = _Sums(b)
+                for group in range(first, min(first + at_once, groups.stop)):
+                    weights = {
+                        q: [b.sext(half, i16x8) for half in parts(b, unpackers[q].group(group), 2)] for q in quarters
+                    }
+                    for r, x in enumerate(xs):
+                        values = b.sext(b.bitcast(splat(b, load(b, x, 4 * group, I32), 2), ir.VectorType(I8, 8)), i16x8)
+                        for q, halves in weights.items():
+                            for half, of_half in enumerate(halves):
+                                words.add((2 * q + half, r), b.mul(of_half, values))
+                for r in range(len(xs)):
+                    for q in quarters:
+                        pairs = [
+                            call(b, "llvm.aarch64.neon.saddlp.v4i32.v8i16", i32x4, [words.sums[2 * q + half, r]])
+                            for half in range(2)
+                        ]
+                        rows = call(b, "llvm.aarch64.neon.addp.v4i32", i32x4, pairs)
+                        totals[q, r] = b.add(totals[q, r], rows) if (q, r) in totals else rows
+        starts = [_start(b, x, block.bias, part, 4) for x in xs]
+        return [joined(b, [b.add(totals[q, r], start) for q in range(4)]) for r, start in enumerate(starts)]
 
 
 class _Plain(BlockDots):
@@ -239,7 +286,7 @@ def block_dots(target: Target) -> BlockDots:
         return _Vnni(512)
     if target.dot == "vnni256":
         return _Vnni(256)
-    return {"avx2": _Avx2, "sdot": _Sdot, "plain": _Plain}[target.dot]()
+    return {"avx2": _Avx2, "sdot": _Sdot, "neon": _Neon, "plain": _Plain}[target.dot]()
 
 
 def _groups(block: PairBlock, part: int) -> range:

@@ -5,7 +5,8 @@
     vnni512, vnni256   vpdpbusd (AVX-512 VNNI, AVX-VNNI): u8 x i8, four products into an i32 lane
     avx2               vpmaddubsw and vpmaddwd: u8 x i8, pairs into i16, pairs of those into i32
     sdot               Arm's dot product (ARMv8.2): i8 x i8, four products into an i32 lane
-    plain              LLVM's vector multiplies and adds (SSE, NEON before ARMv8.2, RISC-V, POWER, ...)
+    neon               smlal (ARMv8.0, such as a Raspberry Pi 4): i8 x i8, products into i16, four of those into i32
+    plain              LLVM's vector multiplies and adds (SSE, RISC-V, POWER, ...)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
+Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "neon", "plain"]
 
 _X86_LEAST = ("avx2", "fma", "f16c")
 _X86_VNNI512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
@@ -73,7 +74,7 @@ def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Ta
         dot: Dot = "vnni256" if has("avxvnni") else "avx2"
         return Target(dot, True, True, 4, 2, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD)
     if architecture in ("aarch64", "arm64"):
-        return Target("sdot" if has("dotprod") else "plain", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
+        return Target("sdot" if has("dotprod") else "neon", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
     return Target("plain", False, False, 4, 2, None)
 
 
