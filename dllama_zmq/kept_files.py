@@ -162,7 +162,9 @@ class KeptFiles:
         if self._bytes + n_bytes <= self._most_bytes:
             self._bytes += n_bytes
             return True
-        self._stop(f"{self._most_bytes} bytes are all that it may hold (`cache` in cluster.yaml, --cache of a worker)")
+        self._stop(
+            f"{self._most_bytes} bytes are all that it may hold (`weight_cache` in cluster.yaml, --cache of a worker)"
+        )
         return False
 
     def _give_up(self, error: OSError) -> None:
