@@ -287,7 +287,7 @@ class KVStatus(msgspec.Struct, frozen=True):
 
     cached: pages that no request uses and that are kept for later prompts with the same beginning.
     prompt_tokens: of all prompts so far. cached_tokens: those of them found in the prefix cache.
-    preemptions: how often a request had to give up its pages for an older one.
+    preemptions: how often a request had to give up its pages for an older one, or for the first of another client.
     """
 
     page_positions: int

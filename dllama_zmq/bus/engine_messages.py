@@ -31,13 +31,14 @@ class Listening(_Message, frozen=True):
 
 
 class Submit(_Message, frozen=True):
-    """Generate what follows `tokens`. `id` is the front's own.
+    """Generate what follows `tokens`. `id` is the front's own; `client`: prompts of different clients take turns.
 
     stop_ids: end the answer and are not part of it. n_ids: only ids below it are generated. grammar: the answer is a
     sentence of it, as the front has read it.
     """
 
     id: int
+    client: bytes
     tokens: list[int]
     max_tokens: int | None
     sampling: Sampling
@@ -47,9 +48,10 @@ class Submit(_Message, frozen=True):
 
 
 class SubmitEmbed(_Message, frozen=True):
-    """Evaluate `tokens`; the last answer is Embedded. `id` is the front's own, as those of Submit are."""
+    """Evaluate `tokens`; the last answer is Embedded. `id` and `client` as in Submit."""
 
     id: int
+    client: bytes
     tokens: list[int]
 
 

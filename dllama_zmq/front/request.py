@@ -126,12 +126,21 @@ class Answer:
     def submit(self, tokens: list[int], texts: Texts) -> Submit | SubmitEmbed:
         """The Submit message for the engine. tokens: those of the prompt."""
         if self.request.embeds:
-            return SubmitEmbed(self.engine_id, tokens)
+            return SubmitEmbed(self.engine_id, self.request.client, tokens)
         asked, tokenizer = self.request.asked, texts.tokenizer
         sampling = msgspec.structs.replace(asked.sampling, seed=(self.request.seed + self.index) % _SEEDS)
         stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)
         n_ids = min(tokenizer.vocab_size, texts.vocab_size)
-        return Submit(self.engine_id, tokens, asked.max_tokens, sampling, stop_ids, n_ids, self.request.grammar)
+        return Submit(
+            self.engine_id,
+            self.request.client,
+            tokens,
+            asked.max_tokens,
+            sampling,
+            stop_ids,
+            n_ids,
+            self.request.grammar,
+        )
 
     def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> TokenText:
         """The message for one more token of a step with these figures."""

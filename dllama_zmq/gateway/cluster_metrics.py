@@ -23,7 +23,7 @@ def cluster_metrics(status: Status) -> Iterator[Metric]:
     yield _gauge("kv_used_ratio", "Share of the pages that requests use", kv.in_use / max(1, kv.pages))
     yield _counter("prefix_queries", "Tokens of all prompts", kv.prompt_tokens)
     yield _counter("prefix_hits", "Prompt tokens found in the prefix cache", kv.cached_tokens)
-    yield _counter("preemptions", "Times that a request gave up its pages for an older one", kv.preemptions)
+    yield _counter("preemptions", "Times that a request gave up its pages for another", kv.preemptions)
     yield _counter("steps", "Steps that were run", _by_name(status.steps), "phase")
     yield _counter("step_tokens", "Tokens that were evaluated", _by_name(status.tokens), "phase")
     recent = status.recent.items()

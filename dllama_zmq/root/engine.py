@@ -6,7 +6,7 @@ One thread calls it. The engine holds all tokens of a sequence, so after a lost 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from collections.abc import Sequence as Tokens
 
 import numpy as np
@@ -76,10 +76,12 @@ class Engine:
         stop_ids: Iterable[int] = (),
         n_ids: int | None = None,
         grammar: str = "",
+        owner: Hashable = None,
     ) -> Sequence:
         """Generate what follows `prompt` from the next step on.
 
         max_tokens None: until a stop id, or until the context is full. n_ids: only ids below it are generated.
+        owner: prompts of different owners take turns.
         grammar: the answer is a sentence of it, as GrammarReader returns it; "": none. A stop id comes only where the
         sentence may end, and the answer ends by itself where nothing can follow. Raises RequestError if this cannot be
         answered on this cluster.
@@ -90,7 +92,7 @@ class Engine:
         room = seq_len - len(prompt)
         sampler = Sampler(sampling, spec.vocab_size if n_ids is None else n_ids, len(prompt))
         stops = frozenset(stop_ids)
-        sequence = Sequence(prompt, sampler, min(max_tokens or room, room), stops)
+        sequence = Sequence(prompt, sampler, min(max_tokens or room, room), stops, owner=owner)
         if not grammar:
             self.scheduler.add(sequence)
             return sequence
@@ -100,7 +102,7 @@ class Engine:
         self._compiling.append(sequence)
         return sequence
 
-    def embed(self, prompt: Collection[int]) -> Sequence:
+    def embed(self, prompt: Collection[int], owner: Hashable = None) -> Sequence:
         """Evaluate `prompt` from the next step on. It is finished when its `pooling` has all rows.
 
         Raises RequestError if this cannot be answered on this cluster.
@@ -108,7 +110,7 @@ class Engine:
         spec, seq_len = self.root.spec, self.root.seq_len
         check_prompt(len(prompt), None, seq_len, spec.seq_len)
         check_ids(prompt, spec.vocab_size)
-        sequence = Sequence(prompt, Sampler(GREEDY, spec.vocab_size), max_new=0)
+        sequence = Sequence(prompt, Sampler(GREEDY, spec.vocab_size), max_new=0, owner=owner)
         sequence.pooling = MeanPooling(spec.dim)
         self.scheduler.add(sequence)
         return sequence

@@ -14,22 +14,27 @@ each sequence that decodes, and a chunk of the tokens of those that prefill, old
 or `mixed_rows` if any sequence decodes, since its next token waits for the step. The row of a sequence's last token is
 sampled; the chosen token is appended. Only `accept` advances a sequence, so a failed step changes nothing.
 
-Order of arrival decides. A waiting sequence is admitted when pages are available for all its tokens, and one more for
-each running sequence. If a running sequence needs a page and none is left, the youngest running one is preempted: it
-gives its pages back and waits, first in the queue. So the oldest sequence always advances: it can get every page, and
-`add` refuses a sequence that would not fit alone.
+Owners of sequences (clients) take turns with their prompts, so that a long prompt, or many, delay only their owner's
+others: a step's chunk goes to the prompts of the owner that has waited longest, oldest first, and what they leave to
+the next owner's. An owner that is new has waited since its first sequence came.
+
+A waiting sequence whose turn it is is admitted when pages are available for all its tokens, and for what the running
+ones may need in this step. If a running sequence needs a page and none is left, the last admitted one is preempted: it
+gives its pages back and waits, first in the queue. So the sequence that was admitted first advances whenever it has
+rows: it can get every page, and `add` refuses a sequence that would not fit alone. If pages lack for an owner that has
+no running sequence, and it needs no more than its share, owners with several running ones lose their youngest.
 
 Prefix cache: a full page is indexed by its tokens. An admitted sequence starts after the indexed pages that match its
-first tokens; at least its last token is evaluated, because its logits are needed. It is admitted one step later if
-another sequence is about to fill the next page that it could share, so `n` equal prompts are evaluated once. The second
-of two equal pages is given back. A sequence that generates nothing (an embedding) needs the hidden state of each token,
-so it shares no pages, and none of its rows is sampled.
+first tokens; at least its last token is evaluated, because its logits are needed. It waits for a running sequence that
+will fill the next page that it could share, so `n` equal prompts are evaluated once. The second of two equal pages is
+given back. A sequence that generates nothing (an embedding) needs the hidden state of each token, so it shares no
+pages, and none of its rows is sampled.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Container
+from collections import Counter, deque
+from collections.abc import Container, Hashable
 from typing import Literal
 
 from msgspec import Struct, field
@@ -43,13 +48,14 @@ from dllama_zmq.root.sequence import Sequence
 class Scheduled(Struct, eq=False):
     """The rows of one step: `spans` in order, the sequence of each span, and the tokens of all rows.
 
-    sampled: (row, sequence) for each row after which a token is sampled.
+    sampled: (row, sequence) for each row after which a token is sampled. owners: those whose turn it was.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     sampled: list[tuple[int, Sequence]] = field(default_factory=list)
+    owners: set[Hashable] = field(default_factory=set)
 
 
 class Prefilled(Struct):
@@ -88,7 +94,7 @@ def does_not_fit(sequence: Sequence, holder: str, room: int) -> RequestError:
 
 
 class Scheduler:
-    """Sequences in order of arrival: `running`, at most `max_sequences`, then `waiting`.
+    """`running`: at most `max_sequences`, in the order in which they were admitted; `waiting`: in order of arrival.
 
     mixed_rows: may be changed before each step (pace.py).
     """
@@ -101,6 +107,8 @@ class Scheduler:
         self._max_sequences = max_sequences
         self.prefill_rows, self.mixed_rows = prefill_rows, mixed_rows
         self._step: Scheduled | None = None
+        self._n_steps = 0
+        self._turns: dict[Hashable, int] = {}  # by owner: the last step with rows of its prompts, or when it came
 
     @property
     def n_decoding(self) -> int:
@@ -117,8 +125,11 @@ class Scheduler:
                 f"a prompt of {sequence.n_prompt} tokens and at most {sequence.max_new} new ones; expected 1 or more, "
                 "and 0 or more"
             )
-        if not self._fits_alone(sequence):
+        if self._most_pages(sequence) > self.pool.n_pages:
             raise does_not_fit(sequence, "the KV cache has", self.pool.n_pages * self.pool.page_size)
+        owners = {other.owner for other in [*self.running, *self.waiting]}
+        self._turns = {owner: self._turns[owner] for owner in owners}
+        self._turns.setdefault(sequence.owner, self._n_steps)
         self.waiting.append(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -134,20 +145,17 @@ class Scheduler:
     def schedule(self) -> Scheduled | None:
         """The next step; None if nothing is left to evaluate. It replaces a step that was not accepted."""
         step = Scheduled()
-        running = self.running
-        rows_left = self.mixed_rows if self.n_decoding else self.prefill_rows
-        for sequence in running:  # preemption removes from its end
+        self._n_steps += 1
+        chunks = self._chunks(self.mixed_rows if self.n_decoding else self.prefill_rows)
+        for sequence in self.running:  # preemption removes from its end
             n_left = len(sequence.tokens) - sequence.n_computed
-            count = 1 if n_left == 1 else min(n_left, rows_left)
+            count = 1 if n_left == 1 else chunks.get(sequence, 0)
             if count and self._get_pages(sequence, sequence.n_computed + count):
-                rows_left -= count if n_left > 1 else 0
                 self._add_rows(step, sequence, count)
-        while rows_left and self._admit(step):
-            sequence = running[-1]
-            count = min(len(sequence.tokens) - sequence.n_computed, rows_left)
-            self._get_pages(sequence, sequence.n_computed + count)
-            rows_left -= count
-            self._add_rows(step, sequence, count)
+                if sequence in chunks:
+                    step.owners.add(sequence.owner)
+        if self.running and not step.spans:  # the only one with rows was preempted
+            return self.schedule()
         self._step = step if step.spans else None
         return self._step
 
@@ -170,6 +178,7 @@ class Scheduler:
         if step is not self._step:
             raise ClusterDefect("a step was accepted that is not the last one scheduled")
         self._step = None
+        self._turns.update(dict.fromkeys(step.owners, self._n_steps))
         token_of = {sequence: token for (_, sequence), token in zip(step.sampled, chosen, strict=True)}
         events: list[Event] = []
         for sequence, span in zip(step.sequences, step.spans, strict=True):
@@ -205,28 +214,53 @@ class Scheduler:
             self._preempt(self.running[-1])
         self._step = None
         self.pool.reset(self.pool.n_pages if n_pages is None else n_pages)
-        too_long = [sequence for sequence in self.waiting if not self._fits_alone(sequence)]
+        too_long = [sequence for sequence in self.waiting if self._most_pages(sequence) > self.pool.n_pages]
         for sequence in too_long:
             self.cancel(sequence)
         return too_long
 
-    def _fits_alone(self, sequence: Sequence) -> bool:
-        # The last token that is generated gets no keys and values.
-        return self.pool.n_pages_of(sequence.n_prompt + max(sequence.max_new - 1, 0)) <= self.pool.n_pages
+    def _most_pages(self, sequence: Sequence) -> int:
+        """The pages of a sequence when it ends. The last token that is generated gets no keys and values."""
+        return self.pool.n_pages_of(sequence.n_prompt + max(sequence.max_new - 1, 0))
 
-    def _admit(self, step: Scheduled) -> bool:
-        """Admit the first waiting sequence if it fits, with the pages in which its prefix is cached."""
-        if not self.waiting or len(self.running) >= self._max_sequences:
+    def _chunks(self, n_rows: int) -> dict[Sequence, int]:
+        """The rows of the next step for each prompt, `n_rows` in all, by turns; admits sequences whose turn it is."""
+        chunks: dict[Sequence, int] = {}
+        prompts = [sequence for sequence in self.running if len(sequence.tokens) - sequence.n_computed > 1]
+        if not prompts and not self.waiting:
+            return chunks
+        turns = self._turns
+        running, waiting = (deque(sorted(of, key=lambda one: turns[one.owner])) for of in (prompts, self.waiting))
+        while n_rows and (running or waiting):
+            if waiting and (not running or turns[waiting[0].owner] < turns[running[0].owner]):
+                chosen = waiting.popleft()
+                if not self._admit(chosen, chunks):
+                    waiting.clear()
+                    continue
+            else:
+                chosen = running.popleft()
+                if chosen.state == "waiting":  # the one admitted just now has its pages
+                    continue
+            chunks[chosen] = min(len(chosen.tokens) - chosen.n_computed, n_rows)
+            n_rows -= chunks[chosen]
+        return chunks
+
+    def _admit(self, sequence: Sequence, chunks: dict[Sequence, int]) -> bool:
+        """Admit a waiting sequence if it fits beside these chunks, with the pages in which its prefix is cached."""
+        if len(self.running) >= self._max_sequences:
             return False
-        sequence, pool = self.waiting[0], self.pool
+        pool = self.pool
         pages = pool.find(sequence.tokens[:-1]) if sequence.max_new else []
-        if sequence.max_new and self._next_page_is_in(step, sequence, pages):
+        if sequence.max_new and self._next_page_will_be_filled(sequence, pages):
             return False
         n_idle = sum(not pool.n_users(page) for page in pages)
-        n_needed = pool.n_pages_of(len(sequence.tokens)) - len(pages) + len(self.running)
-        if n_needed > pool.n_available - n_idle:
+        n_needed = pool.n_pages_of(len(sequence.tokens)) - len(pages)
+        for other in self.running:  # its pages of this step, and one more, if it can need one
+            n_next = pool.n_pages_of(other.n_computed + chunks.get(other, 1)) + 1
+            n_needed += max(min(n_next, self._most_pages(other)) - len(other.pages), 0)
+        if not self._make_room(sequence, n_needed - (pool.n_available - n_idle), pages):
             return False
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         self.running.append(sequence)
         pool.share(pages)
         sequence.state, sequence.pages, sequence.n_computed = "running", pages, len(pages) * pool.page_size
@@ -234,13 +268,35 @@ class Scheduler:
             sequence.n_cached = sequence.n_computed
         return True
 
-    def _next_page_is_in(self, step: Scheduled, sequence: Sequence, pages: list[int]) -> bool:
-        """Whether this step fills the page that the sequence could share after `pages`."""
+    def _make_room(self, sequence: Sequence, n_pages: int, found: list[int]) -> bool:
+        """Whether a waiting sequence gets `n_pages` more than are available, beside those that it has `found`."""
+        running = list(self.running)
+        n_of = Counter(other.owner for other in running)
+        share = self.pool.n_pages // (len(n_of) + 1)
+        if n_pages > 0 and (sequence.owner in n_of or self.pool.n_pages_of(len(sequence.tokens)) > share):
+            return False
+        taken_from = []
+        while n_pages > 0:
+            owner, n_running = n_of.most_common(1)[0]
+            if n_running == 1:
+                return False
+            youngest = next(other for other in reversed(running) if other.owner == owner)
+            n_pages -= sum(self.pool.n_users(page) == 1 and page not in found for page in youngest.pages)
+            n_of[owner] -= 1
+            running.remove(youngest)
+            taken_from.append(youngest)
+        for other in taken_from:
+            self._preempt(other)
+            self.n_preemptions += 1
+        return True
+
+    def _next_page_will_be_filled(self, sequence: Sequence, pages: list[int]) -> bool:
+        """Whether a running sequence is going to fill the page that this one could share after `pages`."""
         start = len(pages) * self.pool.page_size
         end = start + self.pool.page_size
         tokens = sequence.tokens[start:end]
         return end < len(sequence.tokens) and any(
-            other.tokens[start:end] == tokens and other.pages[: len(pages)] == pages for other in step.sequences
+            other.tokens[start:end] == tokens and other.pages[: len(pages)] == pages for other in self.running
         )
 
     def _get_pages(self, sequence: Sequence, n_positions: int) -> bool:
@@ -281,7 +337,7 @@ class Scheduler:
         events.append(Finished(sequence, reason))
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Preempt the youngest running sequence: it waits, first in the queue, and is evaluated again later."""
+        """Preempt a running sequence: it waits, first in the queue, and is evaluated again later."""
         self._leave(sequence)
         sequence.state = "waiting"
         self.waiting.appendleft(sequence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
@@ -20,6 +20,7 @@ class Sequence:
     With `max_new` 0 nothing is sampled, and every prompt token is evaluated, without the prefix cache.
 
     Only the scheduler changes the fields from `tokens` on. `sampler`, `constraint` and `pooling` are for the engine.
+    owner: the client, or anything else by which sequences take turns.
     tokens: the prompt's `n_prompt`, then the generated ones.
     pages: ids of the pages of positions 0, 1, ..., in order; the first `n_computed` positions hold keys and values.
     n_cached: prompt positions found in the prefix cache when the sequence first ran; None before that.
@@ -32,6 +33,7 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     pooling: MeanPooling | None = None
+    owner: Hashable = None
     tokens: list[int] = field(init=False)
     n_prompt: int = field(init=False)
     state: State = field(init=False, default="waiting")

@@ -184,7 +184,7 @@ class Serving:
     def _submit(self, message: Submit | SubmitEmbed) -> None:
         try:
             if isinstance(message, SubmitEmbed):
-                sequence = self._engine.embed(message.tokens)
+                sequence = self._engine.embed(message.tokens, message.client)
             else:
                 sequence = self._engine.add(
                     message.tokens,
@@ -193,6 +193,7 @@ class Serving:
                     message.stop_ids,
                     message.n_ids,
                     message.grammar,
+                    message.client,
                 )
         except DllamaError as error:
             self._tell(Error(message.id, *kind_and_text(error)))

@@ -117,6 +117,17 @@ def test_more_requests_than_sequences_wait_their_turn(context: Context, model: M
         assert isinstance(list(second)[-1], Done)
 
 
+def test_a_long_prompt_does_not_delay_another_clients_short_one(
+    context: Context, model: ModelFile, start: Start
+) -> None:
+    with a_cluster(context, model, start) as address, Client(address) as one, Client(address) as another:
+        long = one.generate([3 + i % 250 for i in range(6000)], 1, ignore_eos=True)  # 47 steps
+        assert next(answer for answer in long if isinstance(answer, Prefill)).done < 6000
+        assert isinstance(list(another.generate("the cat", 1, ignore_eos=True))[-1], Done)
+        assert another.status().active == 1  # the long one
+        long.close()
+
+
 def test_a_cancelled_request_leaves_at_once_and_gives_its_pages_back(
     context: Context, model: ModelFile, start: Start
 ) -> None:

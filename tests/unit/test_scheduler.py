@@ -19,8 +19,8 @@ def scheduler(n_pages: int = 100, max_sequences: int = 8, prefill_rows: int = 12
     return Scheduler(PagePool(n_pages, PAGE), max_sequences, prefill_rows, mixed_rows)
 
 
-def added(to: Scheduler, prompt: Iterable[int], max_new: int = 20) -> Sequence:
-    sequence = Sequence(prompt, None, max_new, frozenset([STOP]))
+def added(to: Scheduler, prompt: Iterable[int], max_new: int = 20, owner: str = "") -> Sequence:
+    sequence = Sequence(prompt, None, max_new, frozenset([STOP]), owner=owner)
     to.add(sequence)
     return sequence
 

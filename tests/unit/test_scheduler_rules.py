@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Hashable
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
@@ -18,6 +19,7 @@ from dllama_zmq.root.sequence import Sequence
 
 PAGE = 3
 STOP = 3
+N_OWNERS = 3
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=3 * PAGE)
 
@@ -75,28 +77,41 @@ class Sequences(RuleBasedStateMachine):
         self.memory = Memory(n_pages)
         self.max_sequences, self.prefill_rows, self.mixed_rows = max_sequences, prefill_rows, mixed_rows
         self.scheduler = Scheduler(self.pool, max_sequences, prefill_rows, mixed_rows)
-        self.live: list[Sequence] = []  # in order of arrival
+        self.live: list[Sequence] = []  # in the order in which they were admitted, then of arrival
+        self.n_steps, self.dealt = 0, []
+        self.turns: dict[Hashable, int] = {}  # the last step with rows of an owner's prompts, or when it came
+        self.n_idle, self.before = 0, None  # steps in which the one that was admitted first has not advanced
         self.all: list[Sequence] = []
         self.given: dict[Sequence, list[int]] = {}
         self.evaluated: dict[Sequence, int] = {}  # the position after the last evaluated one, since the last reset
 
     # What happens
 
-    @rule(target=added, prompt=prompts, max_new=st.integers(0, 20), stops=st.booleans(), n=st.integers(1, 3))
-    def add(self, prompt: list[int], max_new: int, stops: bool, n: int) -> object:
-        return multiple(*[self.add_one(prompt, max_new, stops) for _ in range(n)])
+    @rule(
+        target=added,
+        prompt=prompts,
+        max_new=st.integers(0, 20),
+        stops=st.booleans(),
+        n=st.integers(1, 3),
+        owner=st.integers(0, N_OWNERS - 1),
+    )
+    def add(self, prompt: list[int], max_new: int, stops: bool, n: int, owner: int) -> object:
+        return multiple(*[self.add_one(prompt, max_new, stops, owner) for _ in range(n)])
 
     @precondition(lambda self: self.all)
     @rule(target=added, earlier=added, length=st.integers(1, 30), more=prompts, max_new=st.integers(1, 20))
     def add_continued(self, earlier: Sequence, length: int, more: list[int], max_new: int) -> Sequence:
         """The next turn of a conversation, or another end of the same text."""
-        return self.add_one([*earlier.tokens[:length], *more], max_new, True)
+        return self.add_one([*earlier.tokens[:length], *more], max_new, True, earlier.owner)
 
-    def add_one(self, prompt: list[int], max_new: int, stops: bool) -> Sequence:
+    def add_one(self, prompt: list[int], max_new: int, stops: bool, owner: Hashable) -> Sequence:
         room = self.pool.n_pages * PAGE
         max_new = min(max_new, room)
         stop_ids = frozenset([STOP] if stops else [])
-        sequence = Sequence(prompt[: room - max(max_new - 1, 0)], None, max_new, stop_ids)
+        sequence = Sequence(prompt[: room - max(max_new - 1, 0)], None, max_new, stop_ids, owner=owner)
+        owners = {live.owner for live in self.live}
+        self.turns = {owner: turn for owner, turn in self.turns.items() if owner in owners}
+        self.turns.setdefault(owner, self.n_steps)
         self.scheduler.add(sequence)
         self.live.append(sequence)
         self.all.append(sequence)
@@ -116,7 +131,8 @@ class Sequences(RuleBasedStateMachine):
     @rule(sequence=added, ends=st.booleans())
     def run_alone(self, sequence: Sequence, ends: bool) -> None:
         step = self.scheduler.schedule_alone(sequence)
-        self.sequences_are_in_order_of_arrival()
+        self.dealt = []
+        self.sequences_are_in_order()
         if step is None:
             assert sequence.state != "running"
             return
@@ -156,54 +172,74 @@ class Sequences(RuleBasedStateMachine):
         if not self.live:
             assert self.scheduler.schedule() is None
             return
-        oldest = self.live[0]
-        before = len(oldest.tokens), oldest.n_computed
-        self.evaluate(self.schedule())
-        after = len(oldest.tokens), oldest.n_computed
-        assert oldest.state == "finished" or after > before
+        step = self.schedule()
+        first = self.live[0]
+        before = first, len(first.tokens), first.n_computed
+        self.evaluate(step)
+        advanced = first.state == "finished" or (first, len(first.tokens), first.n_computed) != before
+        self.n_idle = 0 if advanced else self.n_idle + 1 if before == self.before else 1
+        self.before = before
+        assert self.n_idle < N_OWNERS, "each owner has had its turn, and it has not advanced"
 
     def schedule(self) -> Scheduled:
         decoding = [s for s in self.scheduler.running if len(s.tokens) == s.n_computed + 1]
         waiting = list(self.scheduler.waiting)
+        n_preemptions = self.scheduler.n_preemptions
         step = self.scheduler.schedule()
         assert step is not None
+        self.n_steps += 1
+        preempted = self.scheduler.n_preemptions > n_preemptions
+        self.live = [*self.scheduler.running, *self.scheduler.waiting]
         assert len(set(step.sequences)) == len(step.sequences) == len(step.spans)
-        assert step.sequences == [s for s in self.live if s in step.sequences], "order of arrival"
+        assert step.sequences == [s for s in self.live if s in step.sequences], "in order"
         for sequence in decoding:
             assert sequence in step.sequences or sequence.state == "waiting", "a decoding sequence has a row"
         budget = self.mixed_rows if decoding else self.prefill_rows
-        rows = [span.count for s, span in zip(step.sequences, step.spans, strict=True) if s not in decoding]
+        dealt = {s: span.count for s, span in zip(step.sequences, step.spans, strict=True) if s not in decoding}
+        rows = list(dealt.values())
         assert sum(rows) <= budget
         prompts = [s for s in self.scheduler.running if s not in decoding]
         left_over = [
             s for s in prompts if s not in step.sequences or s.n_computed + span_of(step, s).count < len(s.tokens)
         ]
-        assert not left_over or sum(rows) == budget, "rows are left while somebody needs them"
-        self.sequences_are_in_order_of_arrival()
+        assert not left_over or preempted or sum(rows) == budget, "rows are left while somebody needs them"
+        self.sequences_are_in_order()
         self.check_spans(step)
         for sequence in waiting:
             if sequence.state == "running" and sequence.max_new:
                 assert not self.fills_next(step, sequence, sequence.n_computed // PAGE)
-        if sum(rows) < budget and len(self.scheduler.running) < self.max_sequences and self.scheduler.waiting:
-            assert not self.could_run(self.scheduler.waiting[0], step)
+        has_room = sum(rows) < budget and len(self.scheduler.running) < self.max_sequences and not preempted
+        if has_room and self.scheduler.waiting:
+            assert not self.could_run(min(self.scheduler.waiting, key=lambda s: self.turns[s.owner]), step)
+        self.dealt = list(dealt)
         return step
 
     def could_run(self, sequence: Sequence, step: Scheduled) -> bool:
         """Whether there are the pages it needs, and one for each that runs, and nobody fills one it will find."""
         pages = self.pool.find(sequence.tokens[:-1]) if sequence.max_new else []
         idle = [page for page in pages if not self.pool.n_users(page)]
-        n_needed = -(-len(sequence.tokens) // PAGE) - len(pages) + len(self.scheduler.running)
+        n_needed = -(-len(sequence.tokens) // PAGE) - len(pages)
+        for running in self.scheduler.running:
+            n_most = -(-(running.n_prompt + max(running.max_new - 1, 0)) // PAGE)
+            n_needed += len(running.pages) < n_most
         if n_needed > self.pool.n_available - len(idle):
             return False
-        return not (sequence.max_new and self.fills_next(step, sequence, len(pages)))
+        return not (sequence.max_new and self.is_filled_by_another(sequence, len(pages)))
 
     def fills_next(self, step: Scheduled, sequence: Sequence, n_found: int) -> bool:
-        """Whether somebody before it fills the page that the sequence could find after `n_found` pages."""
+        """Whether somebody before it fills in this step the page that it could find after `n_found` pages."""
         end = (n_found + 1) * PAGE
         before = itertools.takewhile(lambda one: one[0] is not sequence, zip(step.sequences, step.spans, strict=True))
         return end < len(sequence.tokens) and any(
             span.start < end <= span.start + span.count and other.tokens[:end] == sequence.tokens[:end]
             for other, span in before
+        )
+
+    def is_filled_by_another(self, sequence: Sequence, n_found: int) -> bool:
+        """Whether a running sequence is going to fill the page that it could find after `n_found` pages."""
+        end = (n_found + 1) * PAGE
+        return end < len(sequence.tokens) and any(
+            other.tokens[:end] == sequence.tokens[:end] for other in self.scheduler.running
         )
 
     def check_spans(self, step: Scheduled) -> None:
@@ -238,9 +274,10 @@ class Sequences(RuleBasedStateMachine):
         for sequence, span in zip(step.sequences, step.spans, strict=True):
             if sequence in self.live:
                 self.evaluated[sequence] = span.start + span.count
+        self.turns.update((sequence.owner, self.n_steps) for sequence in self.dealt)
         for event in self.scheduler.accept(step, chosen):
             self.take_in(event)
-        self.sequences_are_in_order_of_arrival()
+        self.sequences_are_in_order()
 
     def take_in(self, event: Event) -> None:
         sequence = event.sequence
@@ -259,7 +296,7 @@ class Sequences(RuleBasedStateMachine):
     # What is always true
 
     @invariant()
-    def sequences_are_in_order_of_arrival(self) -> None:
+    def sequences_are_in_order(self) -> None:
         scheduler = self.scheduler
         assert [*scheduler.running, *scheduler.waiting] == self.live
         assert len(scheduler.running) <= self.max_sequences
