@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import msgpack
 
@@ -39,14 +40,18 @@ def connected(port: int, kind: bytes, waits: bool = True) -> socket.socket:
     return peer
 
 
-def floods(protocol: int) -> dict[str, bytes]:
-    """What is sent again and again, by name."""
+def floods(protocol: int) -> dict[str, Callable[[], bytes]]:
+    """What is sent again and again, by name. It is made when it is called for: all of them take 0.3 s."""
 
     def header(*values: object) -> bytes:
         return bytes(msgpack.packb([protocol, *values]))
 
     empties = b"\xdd" + struct.pack(">I", 400_003) + header("status_request", 1)[1:] + b"\x90" * 400_000
-    joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0", "pi3", 1, None)) for n in range(1000))
+
+    def joins() -> bytes:
+        return b"".join(
+            frame(header("join", f"worker{n % 3}", "somewhere", n, "0", "pi3", 1, None)) for n in range(1000)
+        )
 
     def generate(n: int, prompt: object = "the cat", max_tokens: int | None = 3, **sampling: object) -> bytes:
         return frame(header("generate", n, prompt, max_tokens, sampling, True, []))
@@ -56,42 +61,46 @@ def floods(protocol: int) -> dict[str, bytes]:
     empty = {"json": json.dumps({"messages": [{}] * 100_000})}
 
     return {
-        "frames of 60 MiB without end": frame(bytes(60 << 20), MORE),
-        "frames of 500 KiB without end": frame(bytes(500 << 10), MORE),
-        "empty frames without end": frame(b"", MORE) * 100_000,
-        "messages of a million empty frames": frame(b"", MORE) * 1_000_000 + frame(b""),
-        "status_request": frame(header("status_request", 1)) * 1000,
+        "frames of 60 MiB without end": lambda: frame(bytes(60 << 20), MORE),
+        "frames of 500 KiB without end": lambda: frame(bytes(500 << 10), MORE),
+        "empty frames without end": lambda: frame(b"", MORE) * 100_000,
+        "messages of a million empty frames": lambda: frame(b"", MORE) * 1_000_000 + frame(b""),
+        "status_request": lambda: frame(header("status_request", 1)) * 1000,
         "joins": joins,
         "joins at once": joins,
         "joins over 32 connections": joins,
-        "long headers": frame(empties),
-        "long prompts": b"".join(generate(n, "once upon a time " * 7000) for n in range(1, 10)),
-        "prompts of 1 MB": generate(1, "x" * 1_000_000),
-        "10,000 requests": b"".join(generate(n) for n in range(1, 10_001)),
-        "requests without end": b"".join(generate(n, max_tokens=None) for n in range(1, 10_001)),
-        "one id": generate(1, max_tokens=None) * 1000,
-        "begun and cancelled": b"".join(generate(n) + frame(header("cancel", n)) for n in range(1, 1001)),
-        "biases of 100,000 tokens": b"".join(
+        "long headers": lambda: frame(empties),
+        "long prompts": lambda: b"".join(generate(n, "once upon a time " * 7000) for n in range(1, 10)),
+        "prompts of 1 MB": lambda: generate(1, "x" * 1_000_000),
+        "10,000 requests": lambda: b"".join(generate(n) for n in range(1, 10_001)),
+        "requests without end": lambda: b"".join(generate(n, max_tokens=None) for n in range(1, 10_001)),
+        "one id": lambda: generate(1, max_tokens=None) * 1000,
+        "begun and cancelled": lambda: b"".join(generate(n) + frame(header("cancel", n)) for n in range(1, 1001)),
+        "biases of 100,000 tokens": lambda: b"".join(
             generate(n, logit_bias=dict.fromkeys(range(100_000), 0)) for n in range(1, 10)
         ),
-        "token ids": b"".join(generate(n, [1 << 30] * 100_000) for n in range(1, 10)),
-        "chats of 100,000 messages": b"".join(generate(n, empty) for n in range(1, 10)),
-        "16 answers each": b"".join(
+        "token ids": lambda: b"".join(generate(n, [1 << 30] * 100_000) for n in range(1, 10)),
+        "chats of 100,000 messages": lambda: b"".join(generate(n, empty) for n in range(1, 10)),
+        "16 answers each": lambda: b"".join(
             frame(header("generate", n, "the cat", None, {}, True, [], None, 16)) for n in range(1, 1001)
         ),
-        "long texts to tokenize": frame(header("tokenize", 1, "once upon a time " * 5000, None, False)) * 10,
-        "templates that hang": frame(header("tokenize", 1, {"json": chat}, None, False)) * 1000,
-        "subscriptions": b"".join(frame(b"\x01" + struct.pack(">Q", n) * 20) for n in range(1000)),
+        "long texts to tokenize": lambda: frame(header("tokenize", 1, "once upon a time " * 5000, None, False)) * 10,
+        "templates that hang": lambda: frame(header("tokenize", 1, {"json": chat}, None, False)) * 1000,
+        "subscriptions": lambda: b"".join(frame(b"\x01" + struct.pack(">Q", n) * 20) for n in range(1000)),
     }
 
 
-def flood(port: int, kind: str, protocol: int) -> None:
-    """Send `kind` for ever, over a new connection where one is ended."""
-    body, pause_s = floods(protocol).get(kind, b""), 0.0
+def body_and_pause_s(kind: str, protocol: int) -> tuple[bytes, float]:
+    """What `kind` sends at once, and how long it then waits."""
     if kind == "nothing is read":  # a subscriber that lives, as far as its heartbeats say
-        body, pause_s = b"\x04\x05\x04PONG", 0.1
-    elif kind == "status is asked and never read":
-        body, pause_s = frame(bytes(msgpack.packb([protocol, "status_request", 1]))), 0.004
+        return b"\x04\x05\x04PONG", 0.1
+    if kind == "status is asked and never read":
+        return frame(bytes(msgpack.packb([protocol, "status_request", 1]))), 0.004
+    return floods(protocol)[kind](), 0.0
+
+
+def flood(port: int, kind: str, body: bytes, pause_s: float) -> None:
+    """Send `body` for ever, over a new connection where one is ended."""
     while True:
         try:
             socket_type = b"SUB" if kind in ("nothing is read", "subscriptions") else b"DEALER"
@@ -109,8 +118,8 @@ def flood(port: int, kind: str, protocol: int) -> None:
 
 if __name__ == "__main__":
     os.nice(19)  # it stands for other computers
+    of_flood = int(sys.argv[1]), sys.argv[2], *body_and_pause_s(sys.argv[2], int(sys.argv[3]))
     print("begins", flush=True)
-    of_flood = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     for _ in range(31 if sys.argv[2].endswith("32 connections") else 0):
         threading.Thread(target=flood, args=of_flood, daemon=True).start()
     flood(*of_flood)
