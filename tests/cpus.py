@@ -42,15 +42,15 @@ SPECIAL = r"\t(\{vex\}\s+)?(vpdpbusd|vpmaddubsw|pmaddubsw|[su]dot|usdot)\b"
 PAUSE_X86, PAUSE_ARM = ("llvm.x86.sse2.pause", ()), ("llvm.aarch64.hint", (1,))
 
 
-def integer_microkernel(block: PairBlock, n_tokens: int) -> tuple[int, Emit]:
-    return 6, lambda b, target, args: IntegerMicrokernel(target, block, n_tokens, 1).emit(b, *args)
+def integer_microkernel(block: PairBlock, n_tokens: int, n_tiles: int) -> tuple[int, Emit]:
+    return 6, lambda b, target, args: IntegerMicrokernel(target, block, n_tokens, n_tiles).emit(b, *args)
 
 
-def float_microkernel(lanes: LaneType, n_rows: int) -> tuple[int, Emit]:
-    return 6, lambda b, target, args: FloatMicrokernel(target, lanes, n_rows).emit(b, *args)
+def float_microkernel(lanes: LaneType, n_rows: int, n_tiles: int) -> tuple[int, Emit]:
+    return 6, lambda b, target, args: FloatMicrokernel(target, lanes, n_rows, n_tiles).emit(b, *args)
 
 
-MICROKERNELS: dict[str, tuple[Callable[[Any, int], tuple[int, Emit]], Any]] = {
+MICROKERNELS: dict[str, tuple[Callable[[Any, int, int], tuple[int, Emit]], Any]] = {
     "q40": (integer_microkernel, BLOCKS["q40"]),
     "q80": (integer_microkernel, BLOCKS["q80"]),
     "q5_k": (integer_microkernel, BLOCKS["q5_k"]),
@@ -81,7 +81,7 @@ def module_of(target: Target, n_args: int, emit: Emit) -> binding.ModuleRef:
 
 
 @cache
-def assembly(cpu: str, kind: str, n_tokens: int) -> list[str]:
+def assembly(cpu: str, kind: str, n_tokens: int, n_tiles: int = 1) -> list[str]:
     """The instructions of a micro-kernel of MICROKERNELS for a CPU of CPUS."""
     architecture, features = CPUS[cpu]
     binding.initialize_all_targets()
@@ -95,7 +95,7 @@ def assembly(cpu: str, kind: str, n_tokens: int) -> list[str]:
         codemodel="default",
     )
     microkernel, which = MICROKERNELS[kind]
-    module = module_of(target_for(cpu), *microkernel(which, n_tokens))
+    module = module_of(target_for(cpu), *microkernel(which, n_tokens, n_tiles))
     module.triple, module.data_layout = triple, str(machine.target_data)
     return [line for line in machine.emit_assembly(module).splitlines() if re.match(r"\t[a-z{]", line)]
 

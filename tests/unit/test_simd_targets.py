@@ -233,6 +233,22 @@ def test_a_product_of_8_tokens_asks_for_memory_ahead_on_every_cpu():
     assert module.count("call void @llvm.prefetch") == BLOCKS["q40"].nbytes // 64
 
 
+@pytest.mark.parametrize("n_tokens", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["q40", "q5_k", "q6_k", "q80"])
+def test_weights_are_loaded_in_the_order_of_memory_where_the_cpu_reads_ahead_by_itself(kind, n_tokens):
+    loads = re.findall(r"vmovup.\t(\d*)\(%r\w+,%r\w+\), %zmm", "\n".join(assembly("avx512", kind, n_tokens, 2)))
+    of_weights = [int(offset or 0) for offset in loads]
+    assert len(of_weights) == len(set(of_weights)) == 2 * BLOCKS[kind].bits
+    assert of_weights == sorted(of_weights)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 8])
+def test_the_factors_of_a_group_are_converted_once_for_its_blocks(n_tokens):
+    code = "\n".join(assembly("avx512", "q5_k", n_tokens, 2))
+    assert code.count("vcvtph2ps") == 4
+    assert "vcvtph2ps" not in code[code.index("vpdpbusd") : code.rindex("vpdpbusd")]
+
+
 @pytest.mark.parametrize("kind", ["q40", "q80"])
 def test_unpacked_weights_stay_in_registers_for_four_tokens(kind):
     """A block's 16 vectors of unpacked weights meet 4 tokens each: on the stack they would be read 64 times."""

@@ -37,9 +37,8 @@ class BlockDots:
         b: ir.IRBuilder,
         block: PairBlock,
         part: int,
-        tiles: Sequence[ir.Value],
+        tiles: Sequence[Unpacker],
         xs: Sequence[ir.Value],
-        before: Before = nothing,
     ) -> list[list[ir.Value]]:
         """For each of `tiles`: its weights times the bytes of these columns at each of `xs`, i32x16.
 
@@ -47,10 +46,8 @@ class BlockDots:
         """
         bias = self.bias_of(block)
         totals = [[_start(b, x, bias, part) for x in xs] for _ in tiles]
-        groups = _groups(block, part)
-        unpackers = [Unpacker(b, block, tile, before) for tile in tiles]
-        for group in groups:
-            weights = [self.prepare(b, block, unpacker.group(group)) for unpacker in unpackers]
+        for group in _groups(block, part):
+            weights = [self.prepare(b, block, tile.group(group)) for tile in tiles]
             for r, x in enumerate(xs):
                 values = b.bitcast(splat(b, load(b, x, 4 * group, I32)), U8x64)
                 for of_tile, ready in zip(totals, weights, strict=True):
@@ -76,9 +73,23 @@ class Unpacker:
     def __init__(
         self, b: ir.IRBuilder, block: PairBlock, tile: ir.Value, before: Before = nothing, at: int = 0, width: int = 64
     ) -> None:
-        self._b, self._bits, self._tile, self._before = b, block.bits, tile, before
+        self._b, self._block, self._bits, self._tile, self._before = b, block, block.bits, tile, before
         self._at, self._kind = at, ir.VectorType(I8, width)
         self._vectors: dict[int, ir.Value] = {}
+
+    def narrow(self, at: int, width: int) -> Unpacker:
+        """The same of `width` bytes from byte `at` of each vector."""
+        return Unpacker(self._b, self._block, self._tile, self._before, at, width)
+
+    def load_in_order(self) -> None:
+        """Load all vectors now, in the order of memory, into registers of 64 bytes.
+
+        LLVM would load each where it is used. Zen 4 then reads memory at 40 to 80% of its speed, because its own
+        prefetching follows ascending lines (tools/BENCHMARKS.md).
+        """
+        kind = ir.FunctionType(self._kind, [self._kind])
+        for v in range(self._bits):
+            self._vectors[v] = self._b.asm(kind, "", "=v,0,~{memory}", [self._vector(v)], side_effect=True)
 
     def group(self, k: int) -> ir.Value:
         """Group `k`: unsigned, but signed if it has 8 bits."""
@@ -135,26 +146,24 @@ class _Avx2(BlockDots):
         b: ir.IRBuilder,
         block: PairBlock,
         part: int,
-        tiles: Sequence[ir.Value],
+        tiles: Sequence[Unpacker],
         xs: Sequence[ir.Value],
-        before: Before = nothing,
     ) -> list[list[ir.Value]]:
         by = self._signed if block.bits == 8 else self._unsigned
-        return [by(b, block, part, tile, xs, before) for tile in tiles]
+        return [by(b, block, part, tile, xs) for tile in tiles]
 
     @staticmethod
     def _unsigned(
         b: ir.IRBuilder,
         block: PairBlock,
         part: int,
-        tile: ir.Value,
+        tile: Unpacker,
         xs: Sequence[ir.Value],
-        before: Before,
     ) -> list[ir.Value]:
         """Pairs of products add up in i16, as many as fit: of 4 bits a whole block (8 times 2 * 15 * 127 < 2^15)."""
         groups = _groups(block, part)
         at_once = 2 ** (7 - block.bits)  # groups that add up in i16
-        halves = [Unpacker(b, block, tile, before, at, 32) for at in (0, 32)]
+        halves = [tile.narrow(at, 32) for at in (0, 32)]
         totals: dict[tuple[int, int], ir.Value] = {}
         for first in groups[::at_once]:
             words = _Sums(b)
@@ -175,12 +184,11 @@ class _Avx2(BlockDots):
         b: ir.IRBuilder,
         block: PairBlock,
         part: int,
-        tile: ir.Value,
+        tile: Unpacker,
         xs: Sequence[ir.Value],
-        before: Before,
     ) -> list[ir.Value]:
         """The weights' signs move to x: what is left of them is unsigned."""
-        halves = [Unpacker(b, block, tile, before, at, 32) for at in (0, 32)]
+        halves = [tile.narrow(at, 32) for at in (0, 32)]
         totals = _Sums(b)
         for group in _groups(block, part):
             weights = [half.group(group) for half in halves]
@@ -227,22 +235,21 @@ class _Neon(BlockDots):
         b: ir.IRBuilder,
         block: PairBlock,
         part: int,
-        tiles: Sequence[ir.Value],
+        tiles: Sequence[Unpacker],
         xs: Sequence[ir.Value],
-        before: Before = nothing,
     ) -> list[list[ir.Value]]:
-        return [self._of_tile(b, block, part, tile, xs, before) for tile in tiles]
+        return [self._of_tile(b, block, part, tile, xs) for tile in tiles]
 
     @staticmethod
     def _of_tile(
-        b: ir.IRBuilder, block: PairBlock, part: int, tile: ir.Value, xs: Sequence[ir.Value], before: Before
+        b: ir.IRBuilder, block: PairBlock, part: int, tile: Unpacker, xs: Sequence[ir.Value]
     ) -> list[ir.Value]:
         groups, i16x8, i32x4 = _groups(block, part), ir.VectorType(I16, 8), ir.VectorType(I32, 4)
         at_once = {4: 8, 5: 8, 6: 4, 8: 2}[block.bits]  # 8 * 31 * 127, 4 * 63 * 127 and 2 * 128 * 127 are below 2^15
         totals: dict[tuple[int, int], ir.Value] = {}
         # A quarter is 4 rows. Sums of all four are 8 registers a token, of 32.
         for quarters in [range(4)] if len(xs) < 3 else [range(2), range(2, 4)]:
-            unpackers = {q: Unpacker(b, block, tile, before, 16 * q, 16) for q in quarters}
+            unpackers = {q: tile.narrow(16 * q, 16) for q in quarters}
             for first in groups[::at_once]:
                 words = _Sums(b)
                 for group in range(first, min(first + at_once, groups.stop)):

@@ -15,7 +15,7 @@ from typing import Literal
 
 from llvmlite import ir
 
-from dllama_zmq.kernels.simd.int8_dots import Before, block_dots, nothing
+from dllama_zmq.kernels.simd.int8_dots import Before, Unpacker, block_dots, nothing
 from dllama_zmq.kernels.simd.layout import LANES, SCALES, X_BLOCK, PairBlock, X
 from dllama_zmq.kernels.simd.llvm import (
     F32,
@@ -36,6 +36,13 @@ from dllama_zmq.kernels.simd.llvm import (
 from dllama_zmq.kernels.simd.target import Target
 
 _AHEAD = 4096  # bytes; with many tokens to a block no CPU reads far enough ahead by itself
+_IN_ORDER = 4
+"""The most tokens for which the weights of a block are loaded in the order of memory. With more, arithmetic is what a
+product waits for, and its sums need the registers."""
+_OFFSETS_AT = 2 * SCALES
+"""Bytes from the first factor of a group to that of the first tile's offsets."""
+Factors = dict[tuple[int, int], ir.Value]
+"""The f32x16 factors of a group, by their place in it and the tile."""
 LaneType = Literal["f32", "f16", "bf16"]
 
 
@@ -69,10 +76,11 @@ class IntegerMicrokernel:
         if n_tiles == 1:
             ahead = 0
         spread = target.spread and ahead == target.ahead > 0
+        many_registers = target.dot == "vnni512"  # 32 of 64 bytes
+        in_order = many_registers and n_tiles == 2 and n_tokens <= _IN_ORDER and not target.ahead
 
-        def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
-            place = Place(b, target, block, pair, half, b.add(first, i))
-            x_blocks = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
+        def add_block(b: ir.IRBuilder, place: Place, totals: Sequence[ir.Value]) -> list[ir.Value]:
+            x_blocks = b.add(x, b.mul(b.sub(place.number, first), ir.Constant(I64, X_BLOCK * n_tokens)))
             xs = [b.add(x_blocks, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
             tiles = [place.values(tile) for tile in range(n_tiles)]
             n_bytes = block.nbytes + block.factor_bytes
@@ -85,9 +93,12 @@ class IntegerMicrokernel:
             at_once = min(n_tokens, 8 // n_tiles)
             for first_token in range(0, n_tokens, at_once):
                 which = range(first_token, first_token + at_once)
-                sources = [_opaque(b, tile) for tile in tiles] if first_token else tiles
+                sources = [Unpacker(b, block, _opaque(b, tile) if first_token else tile, before) for tile in tiles]
+                if in_order:
+                    for source in sources:
+                        source.load_in_order()
                 for part in range(block.scales):
-                    products = dots.products(b, block, part, sources, [xs[r] for r in which], before)
+                    products = dots.products(b, block, part, sources, [xs[r] for r in which])
                     for tile, of_tile in enumerate(products):
                         d = place.scale(tile, part)
                         for r, product in zip(which, of_tile, strict=True):
@@ -104,16 +115,48 @@ class IntegerMicrokernel:
                         new[k] = multiply_add(b, target, m, splat(b, load(b, token, X.scaled_sum, F32)), new[k])
             return new
 
-        loop(b, n, [fill(F32x16, 0.0)] * (n_tiles * n_tokens), body, out)
+        def place_of(number: ir.Value, shared: Factors | None = None) -> Place:
+            return Place(b, target, block, pair, half, number, shared)
+
+        def add_group(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
+            """The blocks of a group that are among the `n`. They share factors, which are read once."""
+            begin = b.mul(b.add(first_group, i), size)
+            lowest = b.select(b.icmp_signed("<", begin, first), first, begin)
+            next_group = b.add(begin, size)
+            highest = b.select(b.icmp_signed("<", end, next_group), end, next_group)
+            shared = place_of(lowest).shared_factors(n_tiles)
+            blocks = b.sub(highest, lowest)
+            return repeat(b, blocks, totals, lambda b, i, now: add_block(b, place_of(b.add(lowest, i), shared), now))
+
+        zeros = [fill(F32x16, 0.0)] * (n_tiles * n_tokens)
+        if block.group == 1 or (n_tokens > 2 and not many_registers):
+            loop(b, n, zeros, lambda b, i, totals: add_block(b, place_of(b.add(first, i)), totals), out)
+            return
+        size, end = ir.Constant(I64, block.group), b.add(first, n)
+        first_group = b.udiv(first, size)
+        n_groups = b.sub(b.udiv(b.add(end, ir.Constant(I64, block.group - 1)), size), first_group)
+        loop(b, n_groups, zeros, add_group, out)
 
 
 class Place:
-    """Where block `number` of a pair is. Tiles are counted from `half` on."""
+    """Where block `number` of a pair is. Tiles are counted from `half` on.
+
+    shared: the factors of its group, if they were read before.
+    """
 
     def __init__(
-        self, b: ir.IRBuilder, target: Target, block: PairBlock, pair: ir.Value, half: ir.Value, number: ir.Value
+        self,
+        b: ir.IRBuilder,
+        target: Target,
+        block: PairBlock,
+        pair: ir.Value,
+        half: ir.Value,
+        number: ir.Value,
+        shared: Factors | None = None,
     ) -> None:
+        self.number = number
         self._b, self._target, self._block, self._half = b, target, block, half
+        self._shared = {} if shared is None else shared
         group, within = (f(number, ir.Constant(I64, block.group)) for f in (b.udiv, b.urem))
         self._factors = b.add(pair, b.mul(group, ir.Constant(I64, block.group_bytes)))
         self._start = b.add(self._factors, b.mul(within, ir.Constant(I64, block.nbytes)))
@@ -128,7 +171,7 @@ class Place:
 
     def offset(self, tile: int) -> ir.Value:
         """A tile's offsets, f32x16."""
-        return self._factor(tile, 1, 2 * SCALES)
+        return self._factor(tile, 1, _OFFSETS_AT)
 
     def _factor(self, tile: int, place: int, factor_at: int) -> ir.Value:
         b, block = self._b, self._block
@@ -137,8 +180,19 @@ class Place:
         if block.group == 1:
             return to_f32(b, self._target, load(b, own, 0, F16x16))
         whole = b.sext(load(b, own, 0, ir.VectorType(I8, LANES)), I32x16)  # those of 6 bits are signed bytes, too
-        shared = self._of_tile(self._factors, factor_at, tile, SCALES)
-        return b.fmul(b.sitofp(whole, F32x16), to_f32(b, self._target, load(b, shared, 0, F16x16)))
+        shared = self._shared.get((factor_at, tile))
+        return b.fmul(b.sitofp(whole, F32x16), self._shared_factor(factor_at, tile) if shared is None else shared)
+
+    def shared_factors(self, n_tiles: int) -> Factors:
+        """The factors of the block's group for each tile, f32x16: what scales are multiplied by, and offsets."""
+        if self._block.group == 1:
+            return {}
+        places = [0, _OFFSETS_AT] if self._block.offsets else [0]
+        return {(at, tile): self._shared_factor(at, tile) for at in places for tile in range(n_tiles)}
+
+    def _shared_factor(self, at: int, tile: int) -> ir.Value:
+        shared = self._of_tile(self._factors, at, tile, SCALES)
+        return to_f32(self._b, self._target, load(self._b, shared, 0, F16x16))
 
     def _of_tile(self, start: ir.Value, at: int, tile: int, tile_bytes: int) -> ir.Value:
         b = self._b
@@ -246,6 +300,17 @@ def loop(
     out: ir.Value,
 ) -> None:
     """totals = start; for i in range(n), n > 0: totals = body(i, totals); then store them side by side at `out`."""
+    for r, value in enumerate(repeat(b, n, start, body)):
+        b.store(value, pointer(b, out, 4 * LANES * r, F32x16)).align = 4
+
+
+def repeat(
+    b: ir.IRBuilder,
+    n: ir.Value,
+    start: Sequence[ir.Value],
+    body: Callable[[ir.IRBuilder, ir.Value, Sequence[ir.Value]], list[ir.Value]],
+) -> list[ir.Value]:
+    """totals = start; for i in range(n), n > 0: totals = body(i, totals)."""
     before = b.block
     loop, after = b.append_basic_block("microkernel"), b.append_basic_block("microkernel.end")
     b.branch(loop)
@@ -261,5 +326,4 @@ def loop(
         total.add_incoming(changed, b.block)
     b.cbranch(b.icmp_signed("<", next_i, n), loop, after)
     b.position_at_end(after)
-    for r, value in enumerate(new):
-        b.store(value, pointer(b, out, 4 * LANES * r, F32x16)).align = 4
+    return new

@@ -22,7 +22,7 @@ _X86_VNNI512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
 _AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 8192, "znver3": 2048, "znver5": 6144}
 """Bytes that a product of few tokens prefetches ahead, by LLVM's name of a CPU: what was measured to read fastest
-(tools/BENCHMARKS.md; the second has the cores of the first). Zen 4 reads as fast without prefetch."""
+(tools/BENCHMARKS.md; the second has the cores of the first). Zen 4 reads fastest without: see `load_in_order`."""
 _SPREAD = {"graniterapids", "znver3", "znver5"}
 """CPUs that were measured to read faster if each line is prefetched by itself, between two loads."""
 
