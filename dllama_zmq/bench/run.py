@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,12 +23,12 @@ from dllama_zmq.formats import open_model
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.kernels import choose_kernels, prepare_kernels, reported_to
-from dllama_zmq.models import tensor_table
+from dllama_zmq.models import main_types, tensor_table, types_in_words
 from dllama_zmq.reporting import Reporter, plural
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, kernel_needs
 from dllama_zmq.sources import model_at
-from dllama_zmq.spec import FloatType, ModelSpec, Sync
+from dllama_zmq.spec import ModelSpec, Sync
 
 
 def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row], None, None]:
@@ -68,15 +67,6 @@ def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row
                 for case, row in zip(settings.cases, rows, strict=True):
                     beside = _prediction(spec, case, nodes, rates, settings.sync) if settings.predict else {}
                     yield [{**row, **same, **beside}]
-
-
-def main_types(spec: ModelSpec) -> list[FloatType]:
-    """The types that have a tenth or more of the bytes of the matrices that nodes multiply, the most bytes first."""
-    n_bytes: Counter[FloatType] = Counter()
-    for tensor in tensor_table(spec):
-        if not tensor.root_only and tensor.axes[0] not in ("one", "experts"):
-            n_bytes[tensor.float_type] += tensor.nbytes(spec)
-    return [kind for kind, count in n_bytes.most_common() if 10 * count >= n_bytes.total()]
 
 
 def _prediction(spec: ModelSpec, case: Case, nodes: Nodes, rates: Rates, sync: Sync) -> Row:
@@ -132,7 +122,7 @@ def _facts(settings: BenchSettings, spec: ModelSpec, title: str) -> Row:
     return {
         "model": title,
         "shape": None if isinstance(settings.model, str) else settings.model.shape.lower(),
-        "weights": spec.weight_type.name.lower(),
+        "weights": types_in_words(spec),
         "model_bytes": sum(tensor.nbytes(spec) for tensor in tensors),
         "n_weights": sum(rows * columns for rows, columns in (tensor.shape(spec) for tensor in tensors)),
         "sync": settings.sync,

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
-from typer import Option
+from typer import Argument, Option
 
-from dllama_zmq.cli import flags
+from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.exit_codes import as_json
-from dllama_zmq.errors import FormatError, RequestError
+from dllama_zmq.cli.flag_kinds import model_flag
+from dllama_zmq.errors import FormatError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
 from dllama_zmq.formats.gguf.container import TYPE_NAMES
 from dllama_zmq.reporting import human_bytes
@@ -23,7 +24,10 @@ from dllama_zmq.spec import FloatType, ModelSpec, Weights
 
 def inspect(
     *,
-    source: flags.Source,
+    source: Annotated[
+        str | None, Argument(metavar="MODEL", help=flags.MODEL, show_default=False, autocompletion=completion.models)
+    ] = None,
+    model: Annotated[str | None, model_flag("-m", "--model", help="The same, as a flag")] = None,
     weights: Annotated[Weights | None, flags.weights_flag("As if the cluster's file had these `weights`")] = None,
     json: flags.Json = False,
     tensors: Annotated[bool, Option("--tensors", help="List every tensor too")] = False,
@@ -36,7 +40,12 @@ def inspect(
         dllama-zmq inspect demo
         dllama-zmq inspect story.gguf
     """
-    path = model_at(source)
+    named = [name for name in (source, model) if name is not None]
+    if len(named) != 1:
+        raise UsageError(
+            "no model is given: dllama-zmq inspect MODEL" if not named else "two models are given; give one"
+        )
+    path = model_at(named[0])
     try:
         opened = open_model(path, FloatType[weights.upper()] if weights else None)
     except FormatError as error:
@@ -46,11 +55,11 @@ def inspect(
             else:
                 _show_contents(contents)
         raise
-    with opened as model:
-        facts = _facts(model, path)
+    with opened as file:
+        facts = _facts(file, path)
         if tensors:
             facts["tensors"] = [
-                {"name": t.name, "shape": list(t.shape(model.spec)), "type": t.float_type.name} for t in model.tensors
+                {"name": t.name, "shape": list(t.shape(file.spec)), "type": t.float_type.name} for t in file.tensors
             ]
     if json:
         print(as_json(facts))  # noqa: T201

@@ -11,6 +11,7 @@ from msgspec import Struct, convert
 from msgspec.structs import asdict
 
 from dllama_zmq.bus.client_messages import NodeTimes, Status, TrafficRow
+from dllama_zmq.models import types_in_words
 from dllama_zmq.node_config import Security
 from dllama_zmq.root.prediction import KINDS, Asked, Predicted, predict_step
 from dllama_zmq.sampling import Sampling
@@ -242,7 +243,7 @@ def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync, security: S
     workers = [_step_of(plan, sync, node, security == "curve") for node in range(1, n_nodes)]
     return Prediction(
         model=model,
-        weight_type=spec.weight_type.name.lower(),
+        weight_type=types_in_words(spec),
         nodes=n_nodes,
         sync=sync,
         security=security,

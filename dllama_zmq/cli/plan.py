@@ -19,7 +19,7 @@ from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.exit_codes import as_json
-from dllama_zmq.cli.flag_kinds import KernelChoice
+from dllama_zmq.cli.flag_kinds import KernelChoice, model_flag
 from dllama_zmq.cli.flags import cluster_flag
 from dllama_zmq.cli.plan_question import (
     USUAL_LINK,
@@ -59,6 +59,7 @@ class Options(Struct, frozen=True, kw_only=True):
             autocompletion=completion.models,
         ),
     ] = None
+    model: Annotated[str | None, model_flag("-m", "--model", help="The model, as a flag")] = None
     cluster: Annotated[Path | None, cluster_flag("The cluster's file, as a flag")] = None
     shape: Annotated[str | None, shape_flag("A published shape, without its weights")] = None
     weights: Annotated[Weights | None, flags.weights_flag("Type in which the weights are read")] = None
@@ -94,7 +95,8 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
     """
     if options.link is not None:
         link_of(options.link)  # an error is reported before anything is opened
-    source = source_of(options.words or [], options.cluster, options.shape, options.weights, shape)
+    words = [*(options.words or []), *([] if options.model is None else [options.model])]
+    source = source_of(words, options.cluster, options.shape, options.weights, shape)
     measures_link = options.link is None and not options.no_speed
     running = None if options.here else running_cluster(there, source.file, measures_link)
     wanted = _wanted(options, source, there, None if running is None else running.status)

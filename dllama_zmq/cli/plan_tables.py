@@ -12,7 +12,7 @@ from rich.table import Table
 from dllama_zmq.bench.outlook import Outlook, Speeds, Wanted, fastest, impossible
 from dllama_zmq.bench.speed import Terms
 from dllama_zmq.formats import data_bytes
-from dllama_zmq.models import tensor_table
+from dllama_zmq.models import tensor_table, types_in_words
 from dllama_zmq.reporting import human_bytes, plural
 from dllama_zmq.sharding import PREFILL_TOKENS, possible_node_counts
 
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
         return {
             "model": self.wanted.model,
             "architecture": spec.arch,
-            "weight_type": spec.weight_type.name.lower(),
+            "weight_type": types_in_words(spec),
             "weight_bytes": data_bytes(spec),
             "embedding_bytes": sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only),
             "positions": self.wanted.n_positions,
@@ -112,7 +112,7 @@ def show(answer: Answer, verbose: bool) -> None:
 def _head(answer: Answer) -> list[str]:
     wanted, spec, computer, speeds = answer.wanted, answer.wanted.spec, answer.computer, answer.speeds
     lines = [
-        f"{wanted.model}: {spec.arch}, {spec.weight_type.name.lower()} weights, {human_bytes(data_bytes(spec))}; "
+        f"{wanted.model}: {spec.arch}, {types_in_words(spec)} weights, {human_bytes(data_bytes(spec))}; "
         f"{wanted.n_positions:,} positions, KV cache {wanted.kv_type}, sync {wanted.sync}",
         f"this computer: {computer.cpu}, {plural(computer.cores, 'core')}, "
         f"{'unknown memory' if computer.free_bytes is None else human_bytes(computer.free_bytes)} free",

@@ -5,6 +5,7 @@ ADDING_A_MODEL.md says how to add one; PARITY.md how close each is to its refere
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -17,15 +18,17 @@ from dllama_zmq.models.llama import Llama, TensorSource
 from dllama_zmq.models.mixtral import Mixtral
 from dllama_zmq.models.qwen import Qwen2, Qwen3, Qwen3Moe
 from dllama_zmq.quants import F32
-from dllama_zmq.spec import Architecture, ModelSpec, TensorSpec
+from dllama_zmq.spec import Architecture, FloatType, ModelSpec, TensorSpec
 
 __all__ = [
     "Comm",
     "Model",
     "attention_softcap",
     "build_model",
+    "main_types",
     "micro_batches",
     "tensor_table",
+    "types_in_words",
 ]
 
 _MODELS: dict[Architecture, type[Llama]] = {
@@ -63,6 +66,20 @@ def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
         replace(tensor, float_type=stored[tensor.name]) if tensor.name in stored else tensor
         for tensor in _MODELS[spec.arch].tensors(spec)
     ]
+
+
+def main_types(spec: ModelSpec) -> list[FloatType]:
+    """The types that have a tenth or more of the bytes of the matrices that nodes multiply, the most bytes first."""
+    n_bytes: Counter[FloatType] = Counter()
+    for tensor in tensor_table(spec):
+        if not tensor.root_only and tensor.axes[0] not in ("one", "experts"):
+            n_bytes[tensor.float_type] += tensor.nbytes(spec)
+    return [kind for kind, count in n_bytes.most_common() if 10 * count >= n_bytes.total()]
+
+
+def types_in_words(spec: ModelSpec) -> str:
+    """The main types of a model, such as "q4_k + q6_k"."""
+    return " + ".join(kind.name.lower() for kind in main_types(spec))
 
 
 def attention_softcap(spec: ModelSpec) -> float | None:

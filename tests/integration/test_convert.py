@@ -124,7 +124,7 @@ def test_ctrl_c_leaves_no_half_file(cli: Cli) -> None:
 
 
 def test_inspect_shows_what_a_model_consists_of(cli: Cli) -> None:
-    facts = json.loads(cli.run("inspect", str(cli.model), "--json", "--tensors").out)
+    facts = json.loads(cli.run("inspect", "-m", str(cli.model), "--json", "--tensors").out)
     assert facts["architecture"] == "llama"
     assert facts["nodes_possible"] == [1, 2, 4, 8]
     matrices = 2 * (4 * 256 * 256 + 3 * 256 * 512) + 288 * 256

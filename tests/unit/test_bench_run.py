@@ -6,9 +6,10 @@ import pytest
 from msgspec.structs import replace
 
 from dllama_zmq.bench.cases import Case, Nodes
-from dllama_zmq.bench.run import check, main_types
+from dllama_zmq.bench.run import check
 from dllama_zmq.cli.bench import counts
 from dllama_zmq.errors import ClusterError, PlanError, RequestError, UsageError
+from dllama_zmq.models import main_types, types_in_words
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType
@@ -60,4 +61,5 @@ def test_products_are_measured_of_the_types_with_a_tenth_of_the_bytes_or_more() 
     mixed = replace(TINYLLAMA, weight_type=Q4_K, stored=tuple({**sixth, **few}.items()))
     assert main_types(TINYLLAMA) == [FloatType.Q40]
     assert main_types(mixed) == [Q4_K, Q6_K]
+    assert types_in_words(mixed) == "q4_k + q6_k"
     assert main_types(replace(mixed, weight_type=Q80)) == [Q80]  # Q6_K has 9%

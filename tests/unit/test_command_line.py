@@ -138,6 +138,9 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
         (["chat", "demo", "-sys", "x", "--templat", "y"], "there is no flag --templat; did you mean --template"),
         (["chat", "demo", "hi"], "too many arguments; `chat` takes MODEL"),
         (["chat", "demo", "-m", "demo"], "two models are given, as an argument and as a flag; give one"),
+        (["inspect", "demo", "-m", "demo"], "two models are given; give one"),
+        (["inspect"], "no model is given: dllama-zmq inspect MODEL"),
+        (["plan", "demo", "-m", "demo"], "demo and demo are given; give one model"),
         (["chat", "--plain", "--template", "chatml"], "--plain and --template exclude each other; give one of"),
         (["chat", "--template", "./not-there.jinja"], "not-there.jinja: there is no such file; check the path"),
         (["chat", "--temp", "-1"], "temperature is -1.0; expected 0 (greedy), or 0.001 to 100"),
@@ -154,6 +157,11 @@ def test_wrong_use_names_the_word_and_what_was_expected(words: list[str], says: 
 def test_a_cluster_s_file_is_given_alike_to_every_command_without_a_prompt(command: str, flag: str) -> None:
     given = GROUP.commands[command].make_context(command, [flag, "home.yaml"]).params
     assert "home.yaml" in (str(given.get("cluster")), str(given.get("option")))  # text, in older versions of typer
+
+
+@pytest.mark.parametrize("command", ["up", "run", "chat", "bench", "plan", "inspect", "show", "init"])
+def test_a_model_is_given_alike_to_every_command_that_takes_one(command: str) -> None:
+    assert GROUP.commands[command].make_context(command, ["-m", "demo"]).params["model"] == "demo"
 
 
 @pytest.mark.parametrize(("word", "value"), [("-n5", 5), ("-n-1", -1), ("-n=7", None), ("--n-predict=9", 9)])
