@@ -20,7 +20,7 @@ REAL ?= .real
 ifndef SEED
 SEED := $(shell date +%s)
 endif
-PYTEST = PYTHONHASHSEED=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --randomly-seed=$(SEED)
+PYTEST = OPENBLAS_NUM_THREADS=1 PYTHONHASHSEED=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --randomly-seed=$(SEED)
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 DLLAMA := $(BIN)/dllama-zmq
 
