@@ -270,15 +270,16 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, n_pages: int, found: list[int]) -> bool:
         """Whether a waiting sequence gets `n_pages` more than are available, beside those that it has `found`."""
-        running = list(self.running)
+        if n_pages <= 0:
+            return True
+        running, taken_from = list(self.running), []
         n_of = Counter(other.owner for other in running)
         share = self.pool.n_pages // (len(n_of) + 1)
-        if n_pages > 0 and (sequence.owner in n_of or self.pool.n_pages_of(len(sequence.tokens)) > share):
+        if sequence.owner in n_of or self.pool.n_pages_of(len(sequence.tokens)) > share:
             return False
-        taken_from = []
         while n_pages > 0:
-            owner, n_running = n_of.most_common(1)[0]
-            if n_running == 1:
+            owner, n_running = max(n_of.items(), key=lambda one: one[1], default=(None, 0))
+            if n_running < 2:
                 return False
             youngest = next(other for other in reversed(running) if other.owner == owner)
             n_pages -= sum(self.pool.n_users(page) == 1 and page not in found for page in youngest.pages)
