@@ -42,12 +42,16 @@ class Interrupts:
     def raised(self) -> Iterator[None]:
         """Let the first signal raise in this block, which should load no modules.
 
-        Some C modules swallow what a handler raises while they are loaded; then the end of the block raises.
+        Some C modules swallow what a handler raises while they are loaded, or make an ImportError of it; then the end
+        of the block raises.
         """
         self._raise = True
         try:
             self._raise_if_asked()
             yield
+        except Exception:
+            self._raise_if_asked()
+            raise
         finally:
             self._raise = False
         self._raise_if_asked()

@@ -40,8 +40,11 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except typer.Exit:
             raise
         except Exception as error:
-            if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C came while a module was loaded
+            cause = error.__cause__  # a signal that came while a C module was loaded, which made an error of it
+            if isinstance(cause, KeyboardInterrupt):
                 raise typer.Exit(130) from None
+            if isinstance(cause, SystemExit):
+                raise cause from None
             raise _failed(in_words(error), 2 if isinstance(error, UsageError) else 1) from None
 
     return guarded

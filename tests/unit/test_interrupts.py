@@ -67,6 +67,28 @@ def test_a_signal_whose_exception_was_swallowed_ends_the_block_all_the_same() ->
     assert came == []
 
 
+def test_a_signal_of_which_an_error_was_made_ends_the_block_as_the_signal_does() -> None:
+    def run(interrupts: Interrupts) -> None:
+        with interrupts.caught(), interrupts.raised():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except SystemExit as ending:
+                raise ImportError("initialization failed") from ending
+
+    with pytest.raises(SystemExit) as ended:
+        run(Interrupts())
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_an_error_without_a_signal_is_that_error() -> None:
+    def run(interrupts: Interrupts) -> None:
+        with interrupts.caught(), interrupts.raised():
+            raise ImportError("there is no such module")
+
+    with pytest.raises(ImportError, match="no such module"):
+        run(Interrupts())
+
+
 def test_a_signal_with_no_such_block_to_come_ends_the_whole() -> None:
     interrupts = Interrupts()
     with pytest.raises(KeyboardInterrupt), interrupts.caught():
