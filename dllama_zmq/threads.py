@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
+ONE_BLAS_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""The environment in which NumPy's BLAS makes no threads. They would spin, and a node has its own."""
 T = TypeVar("T")
 
 

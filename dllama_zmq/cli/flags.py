@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from dllama_zmq.cli import completion
 from dllama_zmq.cli.flag_kinds import KernelChoice, choice, model_flag, number, real
+from dllama_zmq.errors import UsageError
 from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.node_config import Security
 from dllama_zmq.spec import Sync, Weights
@@ -52,6 +53,9 @@ Cluster = Annotated[
 ]
 MODEL = "A file or folder of any format, hf:REPO[:FILE] or demo"
 Source = Annotated[str, Argument(metavar="MODEL", help=MODEL, autocompletion=completion.models)]
+ModelOrNone = Annotated[
+    str | None, Argument(metavar="MODEL", help=MODEL, show_default=False, autocompletion=completion.models)
+]
 Force = Annotated[bool, Option("-f", "--force", help="Replace what is there")]
 Json = Annotated[bool, Option("--json", help="One JSON object instead of text")]
 Watch = Annotated[
@@ -120,3 +124,10 @@ class Overrides(ModelAndNodes, frozen=True, kw_only=True):
     sync: Annotated[Sync | None, SYNC] = None
     kernels: Annotated[KernelChoice | None, KERNELS] = None
     force: Annotated[bool, Option("--force", help="Start it although memory seems too small")] = False
+
+
+def either(argument: str | None, flag: str | None) -> str | None:
+    """The model that is given as an argument or as a flag. Raises UsageError if both are."""
+    if argument is not None and flag is not None:
+        raise UsageError("two models are given, as an argument and as a flag; give one")
+    return flag if argument is None else argument

@@ -6,13 +6,11 @@ import os
 import stat
 import sys
 from contextlib import AbstractContextManager
-from typing import Annotated
 
 from msgspec.structs import replace
-from typer import Argument
 
 from dllama_zmq.bus.client_messages import Logprob
-from dllama_zmq.cli import answer_flags, completion, flags
+from dllama_zmq.cli import answer_flags, flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call
 from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.notes import inert, note
@@ -25,7 +23,7 @@ from dllama_zmq.cli.using import Used, file_for, used, used_at, with_model
 
 def run(
     *,
-    source: Annotated[str | None, Argument(metavar="MODEL", help=flags.MODEL, autocompletion=completion.models)] = None,
+    source: flags.ModelOrNone = None,
     prompt: answer_flags.PromptFlags,
     overrides: flags.Overrides,
     answer: answer_flags.Answer,

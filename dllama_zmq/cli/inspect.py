@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
-from typer import Argument, Option
+from typer import Option
 
-from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli import flags
 from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.flag_kinds import model_flag
 from dllama_zmq.errors import FormatError, RequestError, UsageError
@@ -24,9 +24,7 @@ from dllama_zmq.spec import FloatType, ModelSpec, Weights
 
 def inspect(
     *,
-    source: Annotated[
-        str | None, Argument(metavar="MODEL", help=flags.MODEL, show_default=False, autocompletion=completion.models)
-    ] = None,
+    source: flags.ModelOrNone = None,
     model: Annotated[str | None, model_flag("-m", "--model", help="The same, as a flag")] = None,
     weights: Annotated[Weights | None, flags.weights_flag("As if the cluster's file had these `weights`")] = None,
     json: flags.Json = False,
@@ -40,12 +38,10 @@ def inspect(
         dllama-zmq inspect demo
         dllama-zmq inspect story.gguf
     """
-    named = [name for name in (source, model) if name is not None]
-    if len(named) != 1:
-        raise UsageError(
-            "no model is given: dllama-zmq inspect MODEL" if not named else "two models are given; give one"
-        )
-    path = model_at(named[0])
+    named = flags.either(source, model)
+    if named is None:
+        raise UsageError("no model is given: dllama-zmq inspect MODEL")
+    path = model_at(named)
     try:
         opened = open_model(path, FloatType[weights.upper()] if weights else None)
     except FormatError as error:

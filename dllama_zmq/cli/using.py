@@ -11,13 +11,12 @@ from msgspec.structs import replace
 
 from dllama_zmq.cli.chosen import chosen_path, for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
-from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.flags import Overrides, either
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.overrides import check_elsewhere, check_running, fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.client import SILENCE_S, Client
 from dllama_zmq.cluster import ClusterFile
-from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
 from dllama_zmq.node_config import Security
@@ -37,10 +36,7 @@ def with_model(source: str | None, overrides: Overrides) -> tuple[str | None, Ov
 
     Raises UsageError for two models, or a model that does not exist.
     """
-    named = overrides.named_model()
-    if named is not None and source is not None:
-        raise UsageError("two models are given, as an argument and as a flag; give one")
-    source = source or named
+    source = either(source, overrides.named_model())
     if source is not None:
         absolute_model(source)
     return source, replace(overrides, model=None, hub_model=None)

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from dllama_zmq.launch.paths import ClusterPaths, writing
 from dllama_zmq.own_code import own_code
+from dllama_zmq.threads import ONE_BLAS_THREAD
 
 logger = logging.getLogger(__name__)
 
@@ -155,5 +156,5 @@ def open_log(paths: ClusterPaths, node: str) -> BinaryIO:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a node: one BLAS thread, since the node has its own threads."""
-    return {**own_code(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    """The environment of a node."""
+    return own_code() | ONE_BLAS_THREAD

@@ -10,15 +10,15 @@ Knows sequences and pages; no nodes, models, probabilities or time. The life of 
                                (n_computed = 0, pages given back)
 
 A sequence decodes when all its tokens but the last have been evaluated; otherwise it prefills. A step has one row for
-each sequence that decodes, and a chunk of the tokens of those that prefill, oldest sequence first: `prefill_rows` rows,
-or `mixed_rows` if any sequence decodes, since its next token waits for the step. The row of a sequence's last token is
-sampled; the chosen token is appended. Only `accept` advances a sequence, so a failed step changes nothing.
+each sequence that decodes, and a chunk of the tokens of those that prefill: `prefill_rows` rows, or `mixed_rows` if any
+sequence decodes, since its next token waits for the step. The row of a sequence's last token is sampled; the chosen
+token is appended. Only `accept` advances a sequence, so a failed step changes nothing.
 
-Owners of sequences (clients) take turns with their prompts, so that a long prompt, or many, delay only their owner's
-others: a step's chunk goes to the prompts of the owner that has waited longest, oldest first, and what they leave to
-the next owner's. An owner that is new has waited since its first sequence came.
+Owners of sequences (clients) take turns with the chunk, so a long prompt does not delay other owners' prompts. It goes
+to the owner that has waited longest, to its oldest sequence first; rows that this owner does not need go to the next
+one. An owner without sequences begins to wait when it adds one.
 
-A waiting sequence whose turn it is is admitted when pages are available for all its tokens, and for what the running
+A waiting sequence is admitted in its owner's turn, when pages are available for all its tokens and for what the running
 ones may need in this step. If a running sequence needs a page and none is left, the last admitted one is preempted: it
 gives its pages back and waits, first in the queue. So the sequence that was admitted first advances whenever it has
 rows: it can get every page, and `add` refuses a sequence that would not fit alone. If pages lack for an owner that has

@@ -94,11 +94,12 @@ def test_an_embedding_takes_a_place_as_an_answer_does_and_its_message_is_the_las
         embedding = other.submit(client.embed, "the cat")
         asked = engine.hear()
         assert isinstance(asked, SubmitEmbed)
-        assert (asked.id, asked.tokens) == (1, of_t(tiny_tokenizer_data()).encode("the cat"))
+        assert asked == SubmitEmbed(1, asked.client, of_t(tiny_tokenizer_data()).encode("the cat"))
         with Client(engine.address) as second:
             answers = [second.generate("the cat") for _ in range(PLACES - 1)]
             # The last place is for a client that has none.
             assert [type(next(answer)) for answer in answers] == [Started] * (PLACES - 2) + [Queued]
+            assert engine.submitted().client not in (b"", asked.client), "clients take turns in the engine"
             engine.tell(Embedded(1, [0.6, -0.8]))
             assert isinstance(next(answer for answer in answers[-1] if not isinstance(answer, Queued)), Started)
         assert embedding.result(SOON_S).values == [0.6, -0.8]

@@ -138,7 +138,7 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
         (["chat", "demo", "-sys", "x", "--templat", "y"], "there is no flag --templat; did you mean --template"),
         (["chat", "demo", "hi"], "too many arguments; `chat` takes MODEL"),
         (["chat", "demo", "-m", "demo"], "two models are given, as an argument and as a flag; give one"),
-        (["inspect", "demo", "-m", "demo"], "two models are given; give one"),
+        (["inspect", "demo", "-m", "demo"], "two models are given, as an argument and as a flag; give one"),
         (["inspect"], "no model is given: dllama-zmq inspect MODEL"),
         (["plan", "demo", "-m", "demo"], "demo and demo are given; give one model"),
         (["chat", "--plain", "--template", "chatml"], "--plain and --template exclude each other; give one of"),

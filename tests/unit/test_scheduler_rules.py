@@ -210,11 +210,11 @@ class Sequences(RuleBasedStateMachine):
                 assert not self.fills_next(step, sequence, sequence.n_computed // PAGE)
         has_room = sum(rows) < budget and len(self.scheduler.running) < self.max_sequences and not preempted
         if has_room and self.scheduler.waiting:
-            assert not self.could_run(min(self.scheduler.waiting, key=lambda s: self.turns[s.owner]), step)
+            assert not self.could_run(min(self.scheduler.waiting, key=lambda s: self.turns[s.owner]))
         self.dealt = list(dealt)
         return step
 
-    def could_run(self, sequence: Sequence, step: Scheduled) -> bool:
+    def could_run(self, sequence: Sequence) -> bool:
         """Whether there are the pages it needs, and one for each that runs, and nobody fills one it will find."""
         pages = self.pool.find(sequence.tokens[:-1]) if sequence.max_new else []
         idle = [page for page in pages if not self.pool.n_users(page)]

@@ -52,31 +52,31 @@ def test_a_step_that_fails_takes_no_turn() -> None:
     assert run(one)[0] == [(b, 0, 12)]
 
 
-def two_that_have_every_page() -> tuple[Scheduler, list[Sequence]]:
-    one = scheduler(n_pages=4)
-    two = [added(one, distinct(PAGE, n), max_new=5, owner="a") for n in range(2)]
-    run_until_decoding(one, *two)
+def some_that_have_every_page(n: int) -> tuple[Scheduler, list[Sequence]]:
+    one = scheduler(n_pages=2 * n)
+    some = [added(one, distinct(PAGE, i), max_new=5, owner="a") for i in range(n)]
+    run_until_decoding(one, *some)
     run(one)
     assert one.pool.n_available == 0
-    return one, two
+    return one, some
 
 
 def test_an_owner_with_many_sequences_makes_room_for_anothers_first() -> None:
-    one, many = two_that_have_every_page()
+    one, many = some_that_have_every_page(2)
     other = added(one, distinct(PAGE, 8), max_new=1, owner="b")
     run(one)
     assert (many[0].state, many[1].state, other.state) == ("running", "waiting", "running")
 
 
 def test_nobody_makes_room_for_more_than_a_share() -> None:
-    one, many = two_that_have_every_page()
-    other = added(one, distinct(3 * PAGE, 8), max_new=1, owner="b")
+    one, many = some_that_have_every_page(3)
+    other = added(one, distinct(4 * PAGE, 8), max_new=1, owner="b")  # of 6 pages, and 2 owners
     run(one)
-    assert (many[1].state, other.state, one.n_preemptions) == ("running", "waiting", 0)
+    assert (many[1].state, many[2].state, other.state, one.n_preemptions) == ("running", "running", "waiting", 0)
 
 
 def test_an_owners_second_sequence_takes_no_room() -> None:
-    one, many = two_that_have_every_page()
+    one, many = some_that_have_every_page(2)
     second = added(one, distinct(PAGE, 8), max_new=1, owner="a")
     run(one)
     assert (many[1].state, second.state) == ("running", "waiting")
