@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 
 import pytest
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.kernels import KVType, Needs
 from dllama_zmq.kernels.simd.build import all_kernels, object_of
 from dllama_zmq.kernels.simd.catalog import GROUPS, NAMES, cost_s, group_of, needed
+from dllama_zmq.kernels.simd.store import release
 from dllama_zmq.sharding import kernel_needs
 from dllama_zmq.spec import FloatType, ModelSpec
 
@@ -80,3 +82,8 @@ def test_numba_makes_no_machine_code_of_the_functions_within_a_kernel(monkeypatc
     monkeypatch.setattr(JitEngine, "finalize_object", lambda engine: compiled.append(engine))
     assert object_of("attend_by_heads")
     assert compiled == []
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite", "typer"])  # typer has no file of its version
+def test_compiled_code_is_named_after_the_release_of_what_compiled_it(package: str) -> None:
+    assert version(package).encode() in release(package)

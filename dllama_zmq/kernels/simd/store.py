@@ -15,11 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-
-import llvmlite
 
 from dllama_zmq.kernels.simd.host import host_cpu
 from dllama_zmq.kernels.simd.registry import module_of
@@ -118,13 +115,25 @@ def _folders() -> list[Path]:
 def _key(module: str) -> str:
     """A hash of the sources, the CPU and the versions that machine code comes from. module: if of another package."""
     digest = hashlib.sha256()
-    for part in (*host_cpu(), version("numba"), llvmlite.__version__):
-        digest.update(part.encode() + b"\0")
+    for part in (*map(str.encode, host_cpu()), *map(release, ("numba", "llvmlite"))):
+        digest.update(part + b"\0")
     found = find_spec(module) if module else None
     folders = [Path(__file__).parent, *([Path(found.origin).parent] if found and found.origin else [])]
     for source in (source for folder in folders for source in sorted(folder.glob("*.py"))):
         digest.update(source.read_bytes() + b"\0")
     return digest.hexdigest()[:32]
+
+
+def release(package: str) -> bytes:
+    """What says which release of `package` is installed: the file in which it keeps its version. To import
+    importlib.metadata, which asks any package, takes 10 ms of every node's start."""
+    found = find_spec(package)
+    try:
+        return Path(found.origin if found and found.origin else "").with_name("_version.py").read_bytes()
+    except (OSError, ValueError):
+        from importlib.metadata import version
+
+        return version(package).encode()
 
 
 def _file_name(name: str) -> str:
