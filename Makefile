@@ -1,6 +1,7 @@
 # make demo      make .venv, bring up cluster.yaml, tell a story, show the bytes per token, bring it down
-# make test      run the tests, WORKERS at a time, in another order each time; make test SEED=N repeats a run's order;
-#                those of a release are left out
+# make test      run the tests, WORKERS at a time, in another order each time; make test SEED=N repeats a run's order.
+#                Of a test with several lists of parameters, so many cases that each value is in one; CASES=all runs all,
+#                as CI does. Those of a release are left out
 # make test-all  run all tests; random inputs are drawn anew
 # make check     format, lint, types, import contract, tests: what a change must pass
 # make test-browser  the web page in headless Chromium; fetches what it needs (Debian's chromium as root, axe-core by npm)
@@ -14,9 +15,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 4
+CASES ?= each
 MINUTES ?= 30
 REAL ?= .real
-# Of the order of tests and sets, and of what is drawn.
+# Of the order of tests and sets, of the cases, and of what is drawn.
 ifndef SEED
 SEED := $(shell date +%s)
 endif
@@ -43,7 +45,7 @@ demo: .venv/run.stamp
 	@tools/demo.sh $(DLLAMA)
 
 test: .venv/dev.stamp
-	$(PYTEST) -m 'not release and not browser and not clients and not real'
+	$(PYTEST) --cases=$(CASES) -m 'not release and not browser and not clients and not real'
 
 test-all: .venv/dev.stamp
 	$(PYTEST) -m 'not browser and not clients and not real' --hypothesis-profile=release
@@ -53,7 +55,7 @@ check: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m 'not release and not browser and not clients and not real'
+	$(PYTEST) --cases=$(CASES) -m 'not release and not browser and not clients and not real'
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import pkgutil
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import cases
 import hypothesis
 import pytest
 import surroundings
@@ -31,6 +33,10 @@ _MANY = 1000
 """Tests of a run that will need nearly all kernels."""
 _LISTED_S = 0.005
 """What `--durations` lists at least."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cases", choices=("each", "all"), default="all", help="each: those that `cases.select` takes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,6 +61,13 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+@pytest.hookimpl(trylast=True)  # of the cases that -m and -k leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("cases") == "each":
+        items[:], others = cases.select(items, os.environ.get("PYTHONHASHSEED", ""))
+        config.hook.pytest_deselected(items=others)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
