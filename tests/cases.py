@@ -1,7 +1,8 @@
-"""Which cases of a test with several lists of parameters run: all, or so many that each value is in one.
+"""Which cases of a test run if not all do: so many that each value of each list of parameters is in one.
 
 A test of 14 architectures, 3 kinds of kernels and 3 numbers of nodes has 126 cases, of which 14 have each architecture,
-each kind and each number ("each-choice coverage" in Ammann and Offutt, Introduction to Software Testing).
+each kind and each number ("each-choice coverage" in Ammann and Offutt, Introduction to Software Testing). Of a test
+with one list all cases run, unless it is marked `few(n)`: then n of them.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import pytest
 
 
 def select(items: list[pytest.Item], seed: str) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Those of `items` that run where not all cases do, and the others. Another `seed` takes other cases of a test."""
+    """Those of `items` that run if not all cases do, and the others. Another `seed` takes other cases of a test."""
     tests: dict[str, list[int]] = {}
     for i, item in enumerate(items):
         tests.setdefault(item.nodeid.partition("[")[0], []).append(i)
     kept = set()
     for name, places in tests.items():
-        chosen = covering([_values(items[i]) for i in places], random.Random(f"{seed} {name}"))
-        kept |= {places[i] for i in chosen}
+        rng = random.Random(f"{seed} {name}")
+        few = items[places[0]].get_closest_marker("few")
+        if few is not None:
+            kept |= set(rng.sample(places, min(few.args[0], len(places))))
+        else:
+            kept |= {places[i] for i in covering([_values(items[i]) for i in places], rng)}
     return [items[i] for i in sorted(kept)], [item for i, item in enumerate(items) if i not in kept]
 
 

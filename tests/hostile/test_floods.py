@@ -55,8 +55,8 @@ OF_CLIENTS = [
     "long texts to tokenize",
     "templates that hang",
 ]
-FLOODS = [
-    *((port, kind) for port in ("steps", "replies", "clients") for kind in ON_ANY_PORT),
+PORTS = ["steps", "replies", "clients"]
+OF_ONE_PORT = [
     *(("clients", kind) for kind in OF_CLIENTS),
     ("clients", "prompts of 1 MB"),
     ("clients", "status is asked and never read"),
@@ -160,17 +160,28 @@ def flood_for(seconds: float, flooded: Flooded, port: str, kind: str) -> str:
     return said if slow else ""
 
 
-@pytest.mark.parametrize(("port", "kind"), FLOODS)
-def test_a_flood_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
+@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("kind", ON_ANY_PORT)
+def test_a_flood_of_frames_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
+    some_flood_is_harmless(flooded, port, kind)
+
+
+@pytest.mark.few(6)
+@pytest.mark.parametrize(("port", "kind"), OF_ONE_PORT)
+def test_a_flood_of_messages_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
+    some_flood_is_harmless(flooded, port, kind)
+
+
+def some_flood_is_harmless(flooded: Flooded, port: str, kind: str) -> None:
     tries = (flood_for(FLOOD_S, flooded, port, kind) for _ in range(TRIES))
     assert not all(tries), "one of them has to be as fast"
 
 
 @pytest.mark.release
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("port", ["steps", "replies", "clients"])
+@pytest.mark.parametrize("port", PORTS)
 def test_a_minute_of_floods_on_a_port_neither_fills_the_memory_nor_stops_others(port: str, flooded: Flooded) -> None:
-    kinds = [kind for on, kind in FLOODS if on == port]
+    kinds = [*ON_ANY_PORT, *(kind for on, kind in OF_ONE_PORT if on == port)]
     for kind in kinds:
         assert not flood_for(60 / len(kinds), flooded, port, kind)
 

@@ -33,6 +33,15 @@ def test_of_one_list_all_cases_are_taken(cases: list[list[str]]) -> None:
     assert covering(cases, random.Random(1)) == list(range(len(cases)))
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("number", range(5))
+def test_of_a_test_marked_as_such_few_cases_are_taken(request: pytest.FixtureRequest, number: int) -> None:
+    mine = [item for item in request.session.items if item.nodeid.startswith(request.node.nodeid.partition("[")[0])]
+    taken = [select(mine, str(seed))[0] for seed in range(10)]
+    assert {len(kept) for kept in taken} == {min(2, len(mine))}
+    assert len(mine) < 5 or len({tuple(map(id, kept)) for kept in taken}) > 1
+
+
 @pytest.mark.parametrize("word", ["a", "b"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_of_this_very_run_no_test_and_no_value_is_left_out(
