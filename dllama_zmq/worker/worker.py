@@ -111,6 +111,7 @@ class Worker:
         self._on_state = on_state
         self._stopped = False
         self._has_connected = False
+        self._has_loaded = False
         self._next_word = 0.0
         self._patience: float | None = None
         self._refusal = ""  # why the root did not let it connect, as far as that is known
@@ -151,7 +152,9 @@ class Worker:
                 raise ClusterError(str(error)) from None
             raise
         self._has_connected = True
-        give_memory_back()  # that of the last root's model: the next root compares what is free with what it needs
+        if self._has_loaded:  # else a collector that looks through all objects would be in vain
+            give_memory_back()  # that of the last root's model: the next root compares what is free with what it needs
+            self._has_loaded = False
         with closing(link):
             return self._serve_root(link, address)
 
@@ -165,6 +168,7 @@ class Worker:
         if replies != address:
             return replies
         link.subscribe(with_host_of(welcome.steps, address))
+        self._has_loaded = True
         try:
             shard = self._load(link, welcome, address)
         except (RootLost, _Leave, zmq.ContextTerminated):
