@@ -70,9 +70,11 @@ def test_sequences_that_share_few_pages_are_preempted_and_have_the_texts_they_ha
     context: Context, start: Start, tmp_path: Path, n_nodes: int, weight_type: FloatType
 ) -> None:
     rng = np.random.default_rng(5)
+    # The first ones come to need three pages each, of which they are sure of two when they are let in.
+    sizes = [(40, 110), (55, 90), (62, 80), (50, 100), (150, 40), (1, 1), (100, 20), (190, 5)]
     asked = [
-        (random_tokens(rng, rng.integers(1, 200)), Sampling(float(i % 2), seed=i), int(rng.integers(1, 140)))
-        for i in range(14)
+        (random_tokens(rng, n_prompt), Sampling(float(i % 2), seed=i), n_new)
+        for i, (n_prompt, n_new) in enumerate(sizes)
     ]
     with an_engine(context, start, tmp_path, n_nodes, weight_type, N_FEW) as engine:
         scheduler = engine.scheduler
@@ -96,10 +98,10 @@ def test_a_text_is_the_same_with_its_prefix_from_the_cache_and_without(
 ) -> None:
     rng = np.random.default_rng(6)
     base = random_tokens(rng, 210)
-    prompts = [base, *([*base[:n], *random_tokens(rng, 30)] for n in (0, 1, 63, 64, 65, 200)), base]
+    prompts = [base, *([*base[:n], *random_tokens(rng, KV_PAGE)] for n in (0, 1, 63, 64, 65, 200)), base]
 
     def text(prompt: Sequence[int], i: int) -> Generation:
-        sequence = engine.add(prompt, Sampling(float(i % 2), seed=i), 40)
+        sequence = engine.add(prompt, Sampling(float(i % 2), seed=i), 10)
         run(engine, sequence)
         return sequence
 
@@ -120,16 +122,16 @@ def test_a_worker_comes_back_with_less_memory_and_the_texts_continue_with_fewer_
     context: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(8)
-    prompts = [random_tokens(rng, 100) for _ in range(8)]
+    prompts = [random_tokens(rng, 100) for _ in range(4)]
     with an_engine(context, start, tmp_path, 2, FloatType.Q40) as engine:
         root = engine.root
         alone = []
         for prompt in prompts:
             forget(engine)
-            alone += run(engine, engine.add(prompt, Sampling(), 60))
+            alone += run(engine, engine.add(prompt, Sampling(), 40))
         n_pages = engine.scheduler.pool.n_pages
         assert n_pages == 16 * N_ONE
-        sequences = [engine.add(prompt, Sampling(), 60) for prompt in prompts]
+        sequences = [engine.add(prompt, Sampling(), 40) for prompt in prompts]
         for _ in range(20):
             engine.step()
         just_enough = root.memory(1).model  # with one sequence
