@@ -31,14 +31,15 @@ from dllama_zmq.spec import FloatType
 
 SLOW_S = 0.02  # much more than a part of this model takes
 N_STEPS = 15
-SPAN_S = 0.5
+SPAN_S = 0.2
 
 Kind = Literal["computing", "paused", "messages"]
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Iterator[ModelFile]:
-    spec = tiny_spec(dim=128, hidden_dim=256, n_heads=8, n_kv_heads=8, weight_type=FloatType.Q40)
+    numbers = {"dim": 128, "hidden_dim": 256, "n_heads": 8, "n_kv_heads": 8}
+    spec = tiny_spec(**numbers, n_layers=1, weight_type=FloatType.Q40)  # three parts: each is SLOW_S of a step
     with write_tiny_model(tmp_path / "m.m", spec) as model:
         yield model
 
