@@ -54,15 +54,20 @@ def by_products(
 ) -> F32:
     """Token by token: within a segment expert after expert, then the segments' tree."""
     each = F // segments
+    parts = [slice(s * each, (s + 1) * each) for s in range(segments)]
+    products = {
+        e: (kernels.gated(gate, up, activation), [kernels.linear(down.cut(ALL, part)) for part in parts])
+        for e, (gate, up, down) in enumerate(experts)
+        if e in chosen
+    }
     rows = []
     for t in range(len(x)):
         sums = [np.zeros((1, D), np.float32) for _ in range(segments)]
         for e, weight in zip(chosen[t], mix[t], strict=True):
-            gate, up, down = experts[e]
-            hidden = kernels.gated(gate, up, activation)(x[t : t + 1]) * weight
-            for s in range(segments):
-                part = slice(s * each, (s + 1) * each)
-                sums[s] += kernels.linear(down.cut(ALL, part))(np.ascontiguousarray(hidden[:, part]))
+            gated, downs = products[e]
+            hidden = gated(x[t : t + 1]) * weight
+            for s, part in enumerate(parts):
+                sums[s] += downs[s](np.ascontiguousarray(hidden[:, part]))
         rows.append(tree_sum(sums))
     return np.concatenate(rows)
 

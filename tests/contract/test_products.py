@@ -70,16 +70,18 @@ def test_a_plain_product_is_exact_within_the_rounding_of_float32(kernels, float_
 
 @pytest.mark.parametrize("float_type", list(FloatType))
 def test_several_matrices_of_one_input_give_the_products_of_each(kernels, float_type):
-    for rows in itertools.permutations((17, 31, 1, 64), 3):
-        matrices = [weights(n, 96, float_type, seed=n) for n in rows]
-        together = kernels.linear(*matrices, segments=3)
-        for n_tokens in (1, 3, 9):
-            x = activations(n_tokens, 96)
+    matrices = {n: weights(n, 96, float_type, seed=n) for n in (17, 31, 1, 64)}
+    inputs = [activations(n_tokens, 96) for n_tokens in (1, 3, 9)]
+    alone = {n: kernels.linear(matrix, segments=3) for n, matrix in matrices.items()}
+    expected = {n: [product(x).copy() for x in inputs] for n, product in alone.items()}
+    for rows in itertools.permutations(matrices, 3):
+        together = kernels.linear(*(matrices[n] for n in rows), segments=3)
+        for i, x in enumerate(inputs):
             results = together(x)
             assert isinstance(results, list)
             assert len(results) == 3
-            for result, matrix in zip(results, matrices, strict=True):
-                assert np.array_equal(result, kernels.linear(matrix, segments=3)(x)), (rows, n_tokens)
+            for result, n in zip(results, rows, strict=True):
+                assert np.array_equal(result, expected[n][i]), (rows, len(x))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 9])
