@@ -17,7 +17,7 @@ from dllama_zmq.sharding import Ask, RowCandidates, best_candidates, merge_candi
 def row_of(logits: F32, ask: Ask, n_nodes: int = 1) -> RowCandidates:
     """What the root knows of `logits` (V,) when each of `n_nodes` has answered `ask`.
 
-    The same question of the same logits is answered once: a test of how often tokens come asks it 4,000 times.
+    The same question of the same logits is answered once: a test of where coins fall asks it hundreds of times.
     """
     assert logits.dtype == np.float32
     listed, mask = (None if ids is None else ids.tobytes() for ids in (ask.listed, ask.mask))
