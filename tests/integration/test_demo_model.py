@@ -37,7 +37,7 @@ TEXT = (
 
 def greedy(prompt: str, nodes: int, sync: Sync = "f32") -> str:
     with dllama_zmq.load("demo", nodes=nodes, sync=sync) as model:
-        return "".join(model.generate(prompt, max_tokens=120))
+        return "".join(model.generate(prompt, max_tokens=60))
 
 
 def perplexity(nodes: int, sync: Sync) -> float:
