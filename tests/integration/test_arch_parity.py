@@ -118,7 +118,7 @@ def test_q40_logits_are_much_nearer_to_the_reference_rounded_alike_than_unrounde
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_one_at_a_time_give_the_logits_of_the_whole(folder, name):
-    tokens = expected(name)[2]
+    tokens = expected(name)[2][:90]  # more than one page, and more than any window
     path, _ = written(folder, name, FloatType.F32)
     with load(path, nodes=2, kv_cache="f32") as model:
         whole = model.logits(tokens)
