@@ -111,10 +111,16 @@ class Cli:
         return path
 
     @contextmanager
-    def started(self, *words: str, stdin: int = subprocess.DEVNULL, **env: str) -> Iterator[Process]:
-        """A command that is running; killed at the end of the block where it still is."""
+    def started(
+        self, *words: str, stdin: int = subprocess.DEVNULL, code: str | None = None, **env: str
+    ) -> Iterator[Process]:
+        """A command that is running; killed at the end of the block where it still is.
+
+        code: Python that runs the command line, in place of the package's.
+        """
+        program = ["-m", "dllama_zmq"] if code is None else ["-c", code]
         process = subprocess.Popen(
-            [sys.executable, "-m", "dllama_zmq", *words],
+            [sys.executable, *program, *words],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

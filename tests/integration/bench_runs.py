@@ -12,6 +12,18 @@ from dllama_zmq.kernels.simd.store import cache_folder
 OVERRIDES = {"layers": 2, "dim": 64, "hidden": 128, "heads": 4, "kv-heads": 2, "vocab": 301, "seq-len": 128}
 SHAPE = ["--shape", "tinyllama", *(word for name, value in OVERRIDES.items() for word in (f"--{name}", str(value)))]
 
+LITTLE_MEMORY = """
+import os
+from dllama_zmq.threads import ONE_BLAS_THREAD
+os.environ |= ONE_BLAS_THREAD
+from dllama_zmq.bench import machine
+from dllama_zmq.cli import main
+machine.MAX_READ_BYTES, machine.WEIGHT_BYTES, machine.BLAS_SHAPES = 1 << 25, 1 << 21, ((8, 64), (64, 64))
+main()
+"""
+"""`dllama-zmq` as a program for `Cli.started`, whose `bench` measures this computer by less memory: its own measure
+takes 2 s of CPU before the first node is started."""
+
 
 def left_folders(cli: Cli) -> list[Path]:
     return [path for base in ("run", "logs") for path in (cli.home / base).glob("*")]

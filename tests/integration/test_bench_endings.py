@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli, Process, finish, kill, read_some, until
-from integration.bench_runs import SHAPE, left_folders
+from integration.bench_runs import LITTLE_MEMORY, SHAPE, left_folders
 
 LEAVE_S = 20.0  # on a busy machine; half a second alone
 
@@ -21,7 +21,7 @@ LEAVE_S = 20.0  # on a busy machine; half a second alone
 def long_bench(cli: Cli) -> Iterator[Process]:
     """A bench of two nodes that has printed its first row and has minutes of work before it."""
     words = ["bench", *SHAPE, "-p", "0", "-n", "1,100", "-r", "150", "--nodes", "2"]
-    with cli.started(*words, XDG_CACHE_HOME=str(cli.folder)) as process:
+    with cli.started(*words, code=LITTLE_MEMORY, XDG_CACHE_HOME=str(cli.folder)) as process:
         read = b""
         while b"| tg1 " not in read:
             read += read_some(process, 1, 90.0)  # a busy machine measures its memory for long
@@ -60,7 +60,7 @@ def test_a_bench_that_is_killed_leaves_nothing_either(bench: Cli) -> None:
 @pytest.mark.parametrize("place", ["run/*", "run/*/replies.sock", "logs/*/worker1.log"])
 def test_a_bench_that_is_stopped_while_its_nodes_start_leaves_nothing(bench: Cli, place: str) -> None:
     words = ["bench", *SHAPE, "--nodes", "2", "-p", "0", "-n", "100", "-r", "1000"]
-    with bench.started(*words, XDG_CACHE_HOME=str(bench.folder)) as process:
+    with bench.started(*words, code=LITTLE_MEMORY, XDG_CACHE_HOME=str(bench.folder)) as process:
         until(lambda: list(bench.home.glob(place)), 30, place)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
@@ -93,7 +93,17 @@ def test_a_shape_that_is_stopped_while_it_is_made_leaves_no_file(bench: Cli, tmp
 
 
 def test_nothing_is_silent_for_more_than_two_seconds(bench: Cli) -> None:
-    with long_bench(bench) as process:
+    words = [
+        "bench",
+        *SHAPE,
+        "-p",
+        "0",
+        "-n",
+        "100",
+        "-r",
+        "10000",
+    ]  # of one node, as it computes until the lines have come
+    with bench.started(*words, code=LITTLE_MEMORY, XDG_CACHE_HOME=str(bench.folder)) as process:
         assert process.stderr is not None
         while b"tg100" not in (line := process.stderr.readline()):
             assert line, "it ended"
