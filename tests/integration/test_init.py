@@ -32,7 +32,7 @@ def test_a_written_file_brings_a_cluster_up(cli: Cli) -> None:
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 8])
 def test_nodes_are_this_computers(cli: Cli, n_nodes: int) -> None:
-    assert cli.run("init", "--nodes", str(n_nodes)).code == 0
+    assert cli.run_here("init", "--nodes", str(n_nodes)).code == 0
     file = load_cluster(cli.folder / "cluster.yaml")
     assert file.cluster.workers == [WorkerConfig(name=f"worker{i}") for i in range(1, n_nodes)]
     assert (file.cluster.model, file.cluster.secured, file.cluster.name) == ("demo", False, cli.folder.name[:32])
@@ -40,7 +40,7 @@ def test_nodes_are_this_computers(cli: Cli, n_nodes: int) -> None:
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "shelf.yaml"])
 def test_the_name_behind_a_mark_is_the_default(cli: Cli, file: str) -> None:
-    assert cli.run("init", file).code == 0
+    assert cli.run_here("init", file).code == 0
     path = cli.folder / file
     default = load_cluster(path).cluster.name
     assert default == ("shelf" if file == "shelf.yaml" else cli.folder.name[:32])
@@ -49,7 +49,7 @@ def test_the_name_behind_a_mark_is_the_default(cli: Cli, file: str) -> None:
 
 def test_workers_are_other_computers_and_the_root_listens_where_they_reach_it(cli: Cli) -> None:
     hosts = "192.0.2.11,pi3.local,192.0.2.13"
-    assert cli.run("init", "home.yaml", "--workers", hosts, "--host", "192.0.2.10").code == 0
+    assert cli.run_here("init", "home.yaml", "--workers", hosts, "--host", "192.0.2.10").code == 0
     cluster = load_cluster(cli.folder / "home.yaml").cluster
     assert [(worker.name, worker.host) for worker in cluster.workers] == [
         ("worker1", "192.0.2.11"),
@@ -60,7 +60,7 @@ def test_workers_are_other_computers_and_the_root_listens_where_they_reach_it(cl
 
 
 def test_the_address_of_this_computer_is_found_by_the_way_to_the_first_worker(cli: Cli) -> None:
-    result = cli.run("init", "--workers", "localhost")
+    result = cli.run_here("init", "--workers", "localhost")
     assert result.code == 0, result.said
     assert load_cluster(cli.folder / "cluster.yaml").cluster.root.host == "127.0.0.1"
     sentence = cli.run_here("init", "-f", "--workers", "nobody.invalid").error(2)
@@ -73,7 +73,7 @@ def test_the_model_is_written_relative_to_the_file_and_as_yaml_needs_it(cli: Cli
     (cli.folder / name).touch()
     (cli.folder / "sub").mkdir()
     for path in ("cluster.yaml", "sub"):
-        assert cli.run("init", path, "-m", name).code == 0
+        assert cli.run_here("init", path, "-m", name).code == 0
         written = cli.folder / path / "cluster.yaml" if path == "sub" else cli.folder / path
         file = load_cluster(written)
         assert file.model_path().samefile(cli.folder / name)
@@ -102,7 +102,7 @@ def test_a_file_that_is_there_is_kept_unless_force_says_so(cli: Cli) -> None:
     (cli.folder / "cluster.yaml").write_text("mine")
     assert cli.run_here("init").error(2) == "cluster.yaml exists; --force replaces it"
     assert (cli.folder / "cluster.yaml").read_text() == "mine"
-    assert cli.run("init", "--force").code == 0
+    assert cli.run_here("init", "--force").code == 0
 
 
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(cli: Cli) -> None:
