@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Cli
-from integration.bench_runs import OVERRIDES, SHAPE, left_folders
+from command_line import Cli, finish
+from integration.bench_runs import LITTLE_MEMORY, OVERRIDES, SHAPE, left_folders
 from terminal import at_terminal
 
 from dllama_zmq import __version__
@@ -28,9 +30,11 @@ Row = dict[str, Any]
 _WAIT_S = 150.0  # for the measures of memory and BLAS, on a busy machine; 6 s alone
 
 
-def run(cli: Cli, *words: str) -> tuple[str, str]:
-    """What a bench of SHAPE that must end well writes to stdout and to stderr."""
-    result = cli.run("bench", *SHAPE, *words, wait_s=_WAIT_S, XDG_CACHE_HOME=str(cli.folder))
+def run(cli: Cli, *words: str, code: str | None = None) -> tuple[str, str]:
+    """What a bench of SHAPE that must end well writes to stdout and to stderr. code: of `Cli.started`."""
+    start = time.monotonic()
+    with cli.started("bench", *SHAPE, *words, code=code, XDG_CACHE_HOME=str(cli.folder)) as process:
+        result = finish(process, _WAIT_S, start)
     assert result.code == 0, result.said
     assert "Traceback" not in result.err, result.said
     return result.out, result.err
@@ -38,7 +42,8 @@ def run(cli: Cli, *words: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def all_rows(bench: Cli) -> list[Row]:
-    out, _ = run(bench, "-p", "40", "-n", "3", "-d", "0,35", "-r", "2", "--nodes", "1,2", "--json")
+    cases = ["-p", "40", "-n", "3", "-d", "0,35", "-np", "1,3"]
+    out, _ = run(bench, *cases, "-r", "2", "--nodes", "1,2", "--json")
     found = json.loads(out)
     assert isinstance(found, list)
     return found
@@ -46,8 +51,8 @@ def all_rows(bench: Cli) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def rows(all_rows: list[Row]) -> list[Row]:
-    """Those of cases."""
-    return [row for row in all_rows if row["test"] != "mv q40"]
+    """Those of one sequence alone."""
+    return [row for row in all_rows if row["test"] != "mv q40" and row["parallel"] == 1]
 
 
 def predicted_kb(row: Row, sync: Sync) -> float:
@@ -76,10 +81,27 @@ def test_the_product_alone_is_measured_on_as_many_threads_as_the_nodes_of_each_c
         assert row["pct_of_read_bandwidth"] == pytest.approx(100 * row["gb_per_s"] / row["read_gb_per_s"])
 
 
-def test_a_profile_says_where_the_time_of_a_token_goes(bench: Cli, rows: list[Row]) -> None:
-    assert all("profile" not in row for row in rows)
-    out, _ = run(bench, "-p", "40", "-n", "3", "-r", "2", "--nodes", "2", "--sync", "q80", "--profile", "-o", "json")
-    alone, *profiled = json.loads(out)
+@dataclass(frozen=True)
+class Beside:
+    """A bench of two nodes with a profile, by the tool, beside a cluster whose root was process `root` before."""
+
+    root: int
+    rows: list[Row]
+
+
+@pytest.fixture(scope="module")
+def beside(running: Cli) -> Beside:
+    root = running.status().pid
+    words = ["-m", str(running.model), "-p", "40", "-n", "3", "-r", "2", "--nodes", "2", "--sync", "q80", "--profile"]
+    command = [sys.executable, str(TOOL), *words, "-o", "json"]
+    done = subprocess.run(command, env=running.environment(), capture_output=True, text=True, timeout=_WAIT_S)
+    assert done.returncode == 0, done.stderr
+    return Beside(root, json.loads(done.stdout))
+
+
+def test_a_profile_says_where_the_time_of_a_token_goes(all_rows: list[Row], beside: Beside) -> None:
+    assert all("profile" not in row for row in all_rows)
+    alone, *profiled = beside.rows
     assert "profile" not in alone
     assert [row["test"] for row in profiled] == ["pp40", "tg3"]
     for row in profiled:
@@ -154,7 +176,7 @@ TABLE_FLAGS = ["-p", "5,40", "-n", "2", "-r", "1", "-t", "1,2", "--sync", "q80"]
 @pytest.fixture(scope="module")
 def table(bench: Cli, rows: list[Row]) -> tuple[str, str]:
     """What a second bench of the same shape writes to stdout and to stderr."""
-    return run(bench, *TABLE_FLAGS)
+    return run(bench, *TABLE_FLAGS, code=LITTLE_MEMORY)
 
 
 def test_markdown_has_a_line_for_each_row_and_the_command_last(table: tuple[str, str]) -> None:
@@ -182,10 +204,12 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(table: tuple[str,
     assert "GMAC/s with 2 threads" in out
 
 
-def test_sequences_together_have_rows_of_their_own_on_any_number_of_nodes(bench: Cli) -> None:
-    out, _ = run(bench, "-p", "20", "-n", "3", "-np", "1,3", "-r", "2", "--nodes", "1,2", "--json")
-    found = [row for row in json.loads(out) if row["test"] != "mv q40"]
-    tests = [("pp20", 1), ("tg3", 1), ("pp20 @ 3", 3), ("tg3 @ 3", 3)]
+def test_sequences_together_have_rows_of_their_own_on_any_number_of_nodes(all_rows: list[Row]) -> None:
+    found = [row for row in all_rows if row["test"] != "mv q40"]
+    tests = [
+        *[("pp40", 1), ("tg3", 1), ("pp40 @ 3", 3), ("tg3 @ 3", 3)],
+        *[("pp40 @ d35", 1), ("tg3 @ d35", 1), ("pp40 @ d35 @ 3", 3), ("tg3 @ d35 @ 3", 3)],
+    ]
     assert [(row["nodes"], row["test"], row["parallel"]) for row in found] == [(n, *t) for n in (1, 2) for t in tests]
     for row in found:
         if row["parallel"] > 1 and row["n_gen"]:
@@ -197,7 +221,7 @@ def test_sequences_together_have_rows_of_their_own_on_any_number_of_nodes(bench:
 def test_at_a_terminal_nothing_stands_between_the_rows_of_the_table(bench: Cli) -> None:
     words = ["bench", *SHAPE, "-p", "5", "-n", "2", "-r", "1", "-t", "1,2"]
     environment = bench.environment(XDG_CACHE_HOME=str(bench.folder))
-    with at_terminal([sys.executable, "-m", "dllama_zmq", *words], bench.folder, environment) as terminal:
+    with at_terminal([sys.executable, "-c", LITTLE_MEMORY, *words], bench.folder, environment) as terminal:
         assert terminal.to_the_end(60) == 0
     lines = [line.rstrip() for line in terminal.screen()]
     first, last = (at(i for i, line in enumerate(lines) if line.startswith("|")) for at in (min, max))
@@ -212,23 +236,16 @@ def test_the_shape_is_kept_and_not_made_again(bench: Cli, rows: list[Row], table
     assert "making" not in err
 
 
-def test_the_tool_is_the_same_command(bench: Cli) -> None:
-    words = [sys.executable, str(TOOL), "-m", str(bench.model), "-p", "4", "-n", "0", "-r", "1", "-o", "json"]
-    done = subprocess.run(words, env=bench.environment(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    alone, row = json.loads(done.stdout)
+def test_the_tool_is_the_same_command(running: Cli, beside: Beside) -> None:
+    alone, row, _ = beside.rows
     assert alone["test"] == "mv q40"
-    assert (row["test"], row["model"], row["shape"]) == ("pp4", str(bench.model), None)
+    assert (row["test"], row["model"], row["shape"]) == ("pp40", str(running.model), None)
     assert row["command"].startswith("dllama-zmq bench -m ")
 
 
-def test_a_bench_does_not_disturb_a_running_cluster(running: Cli) -> None:
-    before = running.status().pid
-    words = ["bench", "-m", str(running.model), "-p", "4", "-n", "2", "-r", "1", "--nodes", "2"]
-    result = running.run(*words)
-    assert result.code == 0, result.said
+def test_a_bench_does_not_disturb_a_running_cluster(running: Cli, beside: Beside) -> None:
     status = running.status()
-    assert (status.pid, status.state) == (before, "ready")
+    assert (status.pid, status.state) == (beside.root, "ready")
     assert [path.name for path in left_folders(running)] == ["small", "small"]
 
 
