@@ -11,7 +11,7 @@ from folders import arrays_of, write_hf
 from integration.bench_runs import share_kernels
 from tiny import tiny_spec, write_tiny_model
 
-from dllama_zmq.bench import calibration
+from dllama_zmq.bench import calibration, machine
 from dllama_zmq.bench.calibration import measure_rates, small_model
 from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.errors import PlanError
@@ -205,7 +205,9 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(home))
     monkeypatch.setattr(calibration, "_MIN_BYTES", 1)  # one layer is enough to be measured at all
-    monkeypatch.setattr("dllama_zmq.bench.machine._MAX_S", 0.1)
+    monkeypatch.setattr(calibration, "_REPETITIONS", 1)
+    monkeypatch.setattr(machine, "MAX_READ_BYTES", 32 << 20)
+    monkeypatch.setattr(machine, "WEIGHT_BYTES", 2 << 20)
     asked = [Nodes(1, 1), Nodes(2, 1)]
     interrupts = Interrupts()
     with interrupts.caught():

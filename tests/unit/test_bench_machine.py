@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dllama_zmq.bench import machine
-from dllama_zmq.bench.machine import WEIGHT_BYTES, MemoryReader, blas_name, bytes_to_read, cpu_name
+from dllama_zmq.bench.machine import MemoryReader, blas_name, bytes_to_read, cpu_name
 from dllama_zmq.bench.rows import product_row
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.spec import FloatType
@@ -28,14 +28,19 @@ def test_a_cpu_without_a_name_is_its_architecture(tmp_path: Path) -> None:
     assert cpu_name(tmp_path / "cpuinfo") == cpu_name(tmp_path / "no-such-file") == platform.machine()
 
 
-def test_memory_products_and_blas_are_measured_in_every_round_and_in_their_units() -> None:
+def test_memory_products_and_blas_are_measured_in_every_round_and_in_their_units(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "MAX_READ_BYTES", 32 << 20)
+    monkeypatch.setattr(machine, "WEIGHT_BYTES", 2 << 20)
+    monkeypatch.setattr(machine, "BLAS_SHAPES", ((128, 256), (256, 704)))
     # Bounds that no machine which runs these tests comes near: a factor of 1000 would cross them.
     found = product_row(2, "auto", FloatType.Q4_K)
     assert found["threads"] == 2
     assert 0.1 < found["read_gb_per_s"] < 1e4
     assert 0.01 < found["blas_gmac_per_s"] < 1e5
     assert 2 <= len(found["samples_tokens_per_s"]) == found["repetitions"] <= 12
-    assert all(1e7 < 0.9 * WEIGHT_BYTES * speed < 1e13 for speed in found["samples_tokens_per_s"])
+    assert all(1e7 < 0.9 * machine.WEIGHT_BYTES * speed < 1e13 for speed in found["samples_tokens_per_s"])
     assert blas_name()
 
 
