@@ -18,10 +18,10 @@ import zmq
 from command_line import Cli, clean_cli, until
 from integration.nodes import tcp
 from surroundings import free_ports
-from tiny import tiny_spec, write_tiny_model
+from tiny import tiny_spec
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
-from dllama_zmq.formats import write_m, write_t
+from dllama_zmq.formats import open_m, write_m, write_t
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.kernels import Batch
 from dllama_zmq.root.root import Root, RootSettings
@@ -74,7 +74,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
             n_pages = client.status().kv.pages
             assert n_pages == N_SEQUENCES * LARGE.seq_len // 64
             for i in range(n_pages):  # each leaves its first page in the cache, and no two begin alike
-                prompt = chr(ord("a") + i) + "~" * (LARGE.seq_len - 4)  # no two merge; <s>, a space, and the answer
+                length = LARGE.seq_len - 4 if i == n_pages - 1 else 64  # the last one is as long as can be
+                prompt = chr(ord("a") + i) + "~" * length  # no two merge; <s>, a space, and the answer
                 assert client.text(prompt, max_tokens=1) is not None
             assert client.status().kv.cached == n_pages - 1  # the last one's second page was not full
         yield cli
@@ -149,8 +150,9 @@ def test_a_worker_has_given_its_last_model_back_when_it_asks_the_next_root(cli: 
     """What the next root compares with its need is free by then, also what the C library keeps."""
     spec = tiny_spec(dim=1024, hidden_dim=4096, n_layers=8, seq_len=1024, weight_type=FloatType.Q40)
     places = tcp()
+    write_m(tmp_path / "m.m", spec, random_tensors(spec, seed=3))
     with (
-        write_tiny_model(tmp_path / "m.m", spec) as model,
+        open_m(tmp_path / "m.m") as model,
         zmq.Context() as context,
         cli.started("worker", places.replies[0], "-t", "1") as worker,
     ):
