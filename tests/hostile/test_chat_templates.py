@@ -18,7 +18,7 @@ from dllama_zmq.tokenizer.child import BUSY_S as OTHERS_S
 from dllama_zmq.tokenizer.child import Children
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-SHORT_S = 0.5  # of CPU, instead of RENDER_S: what is endless takes as long as it may
+SHORT_S = 0.2  # of CPU, instead of RENDER_S: what is endless takes as long as it may
 BUSY_S = 20.0  # for what takes some tenths of a second, on a busy machine
 NAMESPACE = "{% set ns = namespace(x='aa', y=['a'], z=['a']) %}"
 
@@ -107,7 +107,7 @@ def test_growth_is_refused_before_its_time_is_over(text, words, children, monkey
 def test_a_template_that_takes_too_long_is_ended_and_its_line_named(text, children, monkeypatch):
     monkeypatch.setattr(chat, "RENDER_S", SHORT_S)
     monkeypatch.setattr(chat, "BUSY_S", 6 * BUSY_S)  # CPU time takes more of the wall's where others compute too
-    assert "line 2: it takes longer than 0.5 s" in refusal(text, children, SHORT_S + 6 * BUSY_S)
+    assert "line 2: it takes longer than 0.2 s" in refusal(text, children, SHORT_S + 6 * BUSY_S)
 
 
 # Two lists that are equal, each 2 ** 60 long and 60 small: comparing them is one operation, which no signal interrupts.
@@ -121,7 +121,7 @@ def test_one_endless_operation_is_ended_from_without_and_the_next_conversation_i
     text = "{% if messages[0].evil %}" + ENDLESS + "{% else %}fine{% endif %}"
     template = ChatTemplate({"default": text}, {}, "evil.t")
     assert template.render(MESSAGES) == "fine"
-    with pytest.raises(FormatError, match=r"evil\.t: chat template: it takes longer than 0\.5 s"):
+    with pytest.raises(FormatError, match=r"evil\.t: chat template: it takes longer than 0\.2 s"):
         template.render([{"evil": True}])
     assert template.render(MESSAGES) == "fine"
 
