@@ -24,6 +24,9 @@ ANSWERS = {
     "E": ["\x1b[2J", "\r", "bell\x07", "\x9b31m", " safe\tend"],
     "Q": ["So:", "\n", "- **bold**", "\n", "```", "\n", "code", "\n", "```"],
 }
+LONG = 600
+"""Tokens of an answer whose worker is killed as soon as the first are there; half a second of the nodes' time."""
+PROGRESS = b"\x1b[?25l"  # hides the cursor, when progress begins to be shown
 STOPPED = "[stopped; its text so far stays in the conversation]"
 
 
@@ -280,29 +283,32 @@ def test_the_cluster_and_the_last_answer_are_shown(chat: Chatting) -> None:
 
 
 def test_an_answer_waits_for_a_lost_worker_says_why_and_continues(chat: Chatting, cluster: Cli) -> None:
-    chat.say("/set max_tokens 3000")
+    worker = cluster.pid("worker1")
+    chat.say(f"/set max_tokens {LONG}")
     chat.begin("sing L")
     chat.until("la lala la lala")
-    kill(cluster.pid("worker1"))
+    kill(worker)
     printed = chat.answer()
     sung = re.fullmatch(
         r"(?P<before>[ la]+)\n\[the answer waits: (?P<why>[^]]+)\]\n\[the answer continues\]\n(?P<after>[ la]+)\n"
-        r"\[the answer is cut after 3000 tokens, the limit of max_tokens \(-n\)\]\n+",
+        rf"\[the answer is cut after {LONG} tokens, the limit of max_tokens \(-n\)\]\n+",
         printed,
     )
     assert sung is not None, printed.replace(" la lala" * 10, "*")
     assert re.match(r"worker1 (was lost|ended)\b", sung["why"].replace("\n", " "))  # whichever is heard first
-    assert sung["before"] + sung["after"] == " la lala" * 1500
+    assert sung["before"] + sung["after"] == " la lala" * (LONG // 2)
 
 
 def test_on_a_terminal_progress_leaves_the_text_of_generate_alone_while_a_worker_is_lost(cluster: Cli) -> None:
-    words = [sys.executable, "-m", "dllama_zmq", "generate", "sing L", "-n", "3000", "--no-echo"]
+    worker = cluster.pid("worker1")
+    words = [sys.executable, "-m", "dllama_zmq", "generate", "sing L", "-n", str(LONG), "--no-echo"]
     with at_terminal(words, cluster.folder, cluster.environment()) as terminal:
         terminal.until(lambda text: "la lala la lala" in text, 60)
-        kill(cluster.pid("worker1"))
+        kill(worker)
         assert terminal.to_the_end(60) == 0
         sung = "".join(lines_left(terminal.seen))
-    assert sung.startswith(" la lala" * 1500 + "3,000 tokens, "), sung.replace(" la lala" * 10, "*")
+    assert sung.startswith(" la lala" * (LONG // 2) + f"{LONG} tokens, "), sung.replace(" la lala" * 10, "*")
+    assert PROGRESS in terminal.seen.partition(b"la lala")[2]
 
 
 def test_a_full_context_is_said_and_nothing_is_left_out(chat: Chatting, cluster: Cli) -> None:
