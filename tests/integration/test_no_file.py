@@ -81,7 +81,7 @@ def test_a_model_alone_answers_and_leaves_nothing_behind(own: Cli, text: str, wo
     n_nodes = int(words[words.index("--nodes") + 1]) if "--nodes" in words else 1
     assert f"on {n_nodes} node{'s' if n_nodes > 1 else ''} for this call" in result.err
     assert "no effect" not in result.err
-    assert json_object(own.run("ps", "--json").out) == {"clusters": []}
+    assert json_object(own.run_here("ps", "--json").out) == {"clusters": []}
 
 
 @pytest.mark.parametrize("dash", [["-"], []], ids=["-", "nothing"])
@@ -91,7 +91,7 @@ def test_piped_input_is_the_prompt_without_its_last_line_end(own: Cli, text: str
 
 
 def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text: str) -> None:
-    up = own.run("up", "-d", "-m", "own.gguf", "--nodes", "2")
+    up = own.run_here("up", "-d", "-m", "own.gguf", "--nodes", "2")
     assert up.code == 0, up.said
     (row,) = json_object(own.run("ps", "--json").out)["clusters"]
     assert (row["nodes"], row["state"], row["model"]) == (2, "up", str(own.folder / "own.gguf"))
@@ -103,32 +103,32 @@ def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text
     elsewhere = own.folder / "elsewhere"
     elsewhere.mkdir()
     there = Cli(own.home, elsewhere, own.model)
-    assert there.run("status", row["name"]).out.startswith(f"{row['name']}: ready")
+    assert there.run_here("status", row["name"]).out.startswith(f"{row['name']}: ready")
     sentence = there.run_here("status").error()
     assert sentence.endswith(f"name of a running one; these run on this computer: {row['name']}")
-    assert there.run("down", row["name"]).code == 0
-    assert own.run("ps").err == "no cluster runs on this computer\n"
+    assert there.run_here("down", row["name"]).code == 0
+    assert own.run_here("ps").err == "no cluster runs on this computer\n"
 
 
 def test_up_where_one_runs_without_a_file_says_so(own: Cli) -> None:
-    assert own.run("up", "-m", "own.gguf").code == 0
+    assert own.run_here("up", "-m", "own.gguf").code == 0
     for command in (["up"], ["up", "--nodes", "2"], ["up", "--foreground"]):
-        sentence = own.run(*command).error()
+        sentence = own.run_here(*command).error()
         assert "of this folder runs already, without a file, with " in sentence
         assert sentence.endswith("`dllama-zmq down` stops it")
-    assert own.run("down").code == 0
+    assert own.run_here("down").code == 0
 
 
 def test_restart_brings_it_up_as_it_was_with_what_the_flags_change(own: Cli) -> None:
-    assert own.run("up", "-m", "own.gguf", "--nodes", "2").code == 0
-    before = json_object(own.run("status", "--json").out)
-    assert own.run("restart", "-c", "64").code == 0
-    after = json_object(own.run("status", "--json").out)
+    assert own.run_here("up", "-m", "own.gguf", "--nodes", "2").code == 0
+    before = json_object(own.run_here("status", "--json").out)
+    assert own.run_here("restart", "-c", "64").code == 0
+    after = json_object(own.run_here("status", "--json").out)
     assert (before["seq_len"], after["seq_len"]) == (2048, 64)
     assert before["model"] == after["model"]
     assert len(after["nodes"]) == 2
     assert before["pid"] != after["pid"]
-    assert own.run("stop").code == 0
+    assert own.run_here("stop").code == 0
 
 
 def test_run_answers_with_its_model_whatever_the_file_of_the_folder_says(own: Cli, text: str) -> None:
@@ -139,8 +139,8 @@ def test_run_answers_with_its_model_whatever_the_file_of_the_folder_says(own: Cl
 
 def test_nodes_takes_the_first_of_a_file(own: Cli) -> None:
     own.write(4)
-    assert own.run("up", "--nodes", "2").code == 0
-    assert [node["name"] for node in json_object(own.run("status", "--json").out)["nodes"]] == ["root", "worker1"]
+    assert own.run_here("up", "--nodes", "2").code == 0
+    assert [node["name"] for node in json_object(own.run_here("status", "--json").out)["nodes"]] == ["root", "worker1"]
     own.down()
     assert "--nodes 8: the cluster of cluster.yaml has 4" in own.run_here("up", "--nodes", "8").error(2)
     assert "--nodes 3" in own.run_here("up", "--nodes", "3").error(2)
@@ -196,14 +196,14 @@ def test_a_word_that_is_no_cluster_is_refused_as_the_name_or_the_file_that_it_lo
 def test_where_a_cluster_is_expected_a_model_is_called_one_and_the_clusters_are_named(cli: Cli) -> None:
     cli.write(1, name="home")
     (cli.folder / "other.yaml").write_text("services: {}\n")
-    assert cli.run("up").code == 0
+    assert cli.run_here("up").code == 0
     for command in ("down", "restart", "status", "stop"):
         assert cli.run_here(command, "demo").error() == (
             "demo: expected a cluster's file or the name of a running one; there is no such file (this folder has "
             "cluster.yaml), and these run on this computer: home; demo is a model: dllama-zmq up -m demo brings up a "
             "cluster of it"
         )
-    assert cli.run("down").code == 0
+    assert cli.run_here("down").code == 0
 
 
 @pytest.mark.parametrize("command", [["up"], ["status"], ["generate", "hi", "--cluster"]])
@@ -255,7 +255,7 @@ def test_a_folder_without_a_tokenizer_is_refused_with_what_this_command_takes(cl
     of_file = cli.run_here("up").error()
     assert of_file == f"{missing} --tokenizer FILE, or `tokenizer:` in cluster.yaml, gives another one."
     for command in (["inspect", "hf"], ["convert", "hf", "out.m", "--weights", "f32"]):
-        done = cli.run(*command)
+        done = cli.run_here(*command)
         assert done.code == 0, done.said
         assert "Put the model's own there" in done.out + done.err
         assert "--tokenizer" not in done.out + done.err
@@ -263,27 +263,29 @@ def test_a_folder_without_a_tokenizer_is_refused_with_what_this_command_takes(cl
 
 
 def test_a_cluster_without_a_file_gets_other_nodes_by_coming_up_anew(own: Cli) -> None:
-    assert own.run("up", "-m", "own.gguf").code == 0
+    assert own.run_here("up", "-m", "own.gguf").code == 0
     sentence = own.run_here("generate", PROMPT, "--nodes", "2").error(2)
-    assert sentence.startswith(f"--nodes 2: cluster '{json_object(own.run('status', '--json').out)['name']}' of this ")
+    assert sentence.startswith(
+        f"--nodes 2: cluster '{json_object(own.run_here('status', '--json').out)['name']}' of this "
+    )
     model = own.folder / "own.gguf"
     assert sentence.endswith(f"again: dllama-zmq down, then dllama-zmq up -m {model} --nodes 2")
-    assert own.run("down").code == 0
+    assert own.run_here("down").code == 0
 
 
 def test_a_cluster_without_a_file_whose_root_was_killed_has_ended_unexpectedly(own: Cli) -> None:
-    assert own.run("up", "-m", "own.gguf").code == 0
-    pid = json_object(own.run("status", "--json").out)["pid"]
+    assert own.run_here("up", "-m", "own.gguf").code == 0
+    pid = json_object(own.run_here("status", "--json").out)["pid"]
     kill(pid)
     until(lambda: not own.processes(), 15, "the root to end, and the front, which has its lock too")
     for command in (["generate", PROMPT], ["status"], ["up"]):
         sentence = own.run_here(*command).error()
         assert "of this folder ended unexpectedly; `dllama-zmq logs root` shows its log, " in sentence
     assert "up name=" in own.run("logs", "root").out
-    assert own.run("down").code == 0  # clears away what was left
+    assert own.run_here("down").code == 0  # clears away what was left
     assert "ended unexpectedly" not in own.run_here("status").error()
-    assert own.run("up", "-m", "own.gguf").code == 0
-    assert own.run("down").code == 0
+    assert own.run_here("up", "-m", "own.gguf").code == 0
+    assert own.run_here("down").code == 0
 
 
 def test_an_answer_that_the_context_ends_is_said_to_be_cut(own: Cli) -> None:
