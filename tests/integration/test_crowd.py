@@ -82,7 +82,7 @@ def held(cli: Cli) -> dict[int, tuple[int, int]]:
 def no_more(now: dict[int, tuple[int, int]], before: dict[int, tuple[int, int]]) -> bool:
     """Whether no process holds more than `before`, but the front's threads for texts, of which there may be PLACES."""
     return now.keys() == before.keys() and all(
-        now[pid][0] == n_fds and n_threads <= now[pid][1] < n_threads + PLACES
+        now[pid][0] <= n_fds and n_threads <= now[pid][1] < n_threads + PLACES
         for pid, (n_fds, n_threads) in before.items()
     )
 
