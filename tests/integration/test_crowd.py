@@ -23,7 +23,7 @@ from dllama_zmq.sources import DATA_FOLDER
 
 SEED = 20261129
 MAX_TOKENS = 16
-SEEDS = (0, 0, 1, 2)
+SEEDS = (0, 0, 1)
 N_CROWDS = 4
 SOON_S = 60.0
 MAX_MORE_BYTES = 2 << 20
@@ -35,7 +35,7 @@ STORY = (
     "Bella could swim better than anyone. Wilbur watched with big eyes. On the first day, Wilbur tried to swim, but it "
     "went badly. A crow laughed at him. Bella showed Wilbur what to do and waited patiently. "
 ) * 4
-PROMPTS = [STORY[start : start + n] for start, n in enumerate((1, 7, 20, 60, 130, 200, 330, 600, 900, 1200))]
+PROMPTS = [STORY[start : start + n] for start, n in enumerate((1, 7, 60, 200, 600, 1200))]
 
 
 @dataclass(frozen=True)
