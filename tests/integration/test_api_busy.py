@@ -15,7 +15,7 @@ import httpx2
 import msgspec
 import pytest
 import zmq
-from integration.api import CHATML, SOON_S, error_of
+from integration.api import CHATML, NO_TLS, SOON_S, error_of
 from integration.front_alone import PLACES, Engine, front_alone
 from integration.nodes import Context
 from msgspec.structs import replace
@@ -80,7 +80,7 @@ def gateway_to(front: str) -> Iterator[str]:
 
 def client_of(url: str) -> httpx.Client:
     """Nothing stays open between two requests."""
-    return httpx.Client(base_url=url, timeout=SOON_S, limits=httpx.Limits(max_keepalive_connections=0))
+    return httpx.Client(base_url=url, timeout=SOON_S, verify=NO_TLS, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 @contextmanager
@@ -214,7 +214,7 @@ OPENAI_ASKS: list[Callable[[openai.OpenAI], object]] = [
 def openai_asks(url: str, ask: Callable[[openai.OpenAI], object]) -> None:
     """OpenAI's client asks once."""
     with (
-        httpx2.Client(limits=NO_REUSE) as connections,
+        httpx2.Client(verify=NO_TLS, limits=NO_REUSE) as connections,
         openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, http_client=connections) as client,
     ):
         ask(client)
@@ -223,7 +223,7 @@ def openai_asks(url: str, ask: Callable[[openai.OpenAI], object]) -> None:
 def anthropic_asks(url: str, stream: bool) -> None:
     """Anthropic's client asks once."""
     with (
-        httpx2.Client(limits=NO_REUSE) as connections,
+        httpx2.Client(verify=NO_TLS, limits=NO_REUSE) as connections,
         anthropic.Anthropic(base_url=url, api_key="x", max_retries=0, http_client=connections) as client,
     ):
         client.messages.create(model="any", max_tokens=5, messages=SAYS, stream=stream)  # type: ignore[call-overload]

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from integration.api import SOON_S, WEATHER, Api, only, running_api, thoughtful
+from integration.api import NO_TLS, SOON_S, WEATHER, Api, only, running_api, thoughtful
 from when_used import anthropic
 
 KEY = "a-key-of-this-test"
@@ -36,7 +36,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 @pytest.fixture
 def client(api: Api) -> Iterator[anthropic.Anthropic]:
     """Anthropic's client, which refuses what is not of its types."""
-    no_reuse = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+    no_reuse = httpx2.Client(verify=NO_TLS, limits=httpx2.Limits(max_keepalive_connections=0))
     with anthropic.Anthropic(
         base_url=api.url,
         api_key=KEY,
@@ -206,7 +206,7 @@ def test_the_openapi_document_has_anthropics_errors(api: Api) -> None:
 def anthropic_client(url: str, key: str) -> Iterator[anthropic.Anthropic]:
     """Nothing stays open between two requests."""
     with (
-        httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0)) as connections,
+        httpx2.Client(verify=NO_TLS, limits=httpx2.Limits(max_keepalive_connections=0)) as connections,
         anthropic.Anthropic(
             base_url=url, api_key=key, timeout=SOON_S, max_retries=0, http_client=connections
         ) as client,

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from command_line import Cli, gone, kill, until
 from integration.answers import NOTICE_S
-from integration.api import SOON_S, error_of
+from integration.api import NO_TLS, SOON_S, error_of
 from surroundings import free_ports
 
 
@@ -26,7 +26,7 @@ def server_of(cli: Cli) -> psutil.Process:
 
 
 def get(port: int, path: str) -> httpx.Response:
-    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=SOON_S)
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=SOON_S, verify=NO_TLS)
 
 
 def health(port: int) -> tuple[int, dict[str, Any]]:
@@ -35,7 +35,7 @@ def health(port: int) -> tuple[int, dict[str, Any]]:
 
 
 def post(port: int, **fields: Any) -> httpx.Response:
-    return httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=fields, timeout=SOON_S)
+    return httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=fields, timeout=SOON_S, verify=NO_TLS)
 
 
 def test_a_cluster_says_where_its_api_is_and_starts_it_again(cli: Cli) -> None:
@@ -104,7 +104,9 @@ def test_a_running_request_survives_a_worker_and_a_new_one_hears_when_to_retry(c
     cli.up(2, api={"port": port})
     expected = post(port, prompt="once", max_tokens=400, temperature=0).json()["choices"]
     body = {"prompt": "once", "max_tokens": 400, "temperature": 0, "stream": True}
-    with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=SOON_S) as reply:
+    with httpx.stream(
+        "POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=SOON_S, verify=NO_TLS
+    ) as reply:
         lines = reply.iter_lines()
         text = _text_of(next(lines))
         kill(cli.pid("worker1"))
@@ -137,7 +139,7 @@ def test_where_no_port_is_written_another_cluster_takes_the_next(cli: Cli, tmp_p
     found = {one["name"]: one["api"] for one in json.loads(cli.run("ps", "--json").out)["clusters"]}
     assert found["small"] != found["other"]
     for url in found.values():
-        assert httpx.get(f"{url}/v1/models", timeout=SOON_S).json()["data"]
+        assert httpx.get(f"{url}/v1/models", timeout=SOON_S, verify=NO_TLS).json()["data"]
     assert cli.run("down", "other.yaml").code == 0
     cli.down()
 
@@ -184,7 +186,10 @@ def test_serve_is_a_cluster_in_the_foreground_with_its_api(cli: Cli) -> None:
         until(answers, SOON_S, "the API to be there")
         assert get(port, "/v1/models").status_code == 401
         key = {"authorization": "Bearer sk-mine-0001"}
-        assert httpx.get(f"http://127.0.0.1:{port}/v1/models", headers=key).json()["data"][0]["id"] == "small"
+        assert (
+            httpx.get(f"http://127.0.0.1:{port}/v1/models", headers=key, verify=NO_TLS).json()["data"][0]["id"]
+            == "small"
+        )
         assert "sk-mine" not in " ".join(server_of(cli).cmdline())
         process.send_signal(signal.SIGINT)
         assert process.wait(SOON_S) == 0
