@@ -85,12 +85,14 @@ def test_without_a_terminal_a_long_prompts_progress_is_lines_without_escape_code
     # Neither escape codes nor, for nobody watches, the speed of the answer.
 
 
-def test_text_that_goes_through_a_pipe_to_the_terminal_is_not_written_over(running: Cli) -> None:
+def test_text_that_goes_through_a_pipe_to_the_terminal_is_not_written_over(cli: Cli) -> None:
+    cli.up(1)
     script = f"{sys.executable} -m dllama_zmq generate 'a b' --temp 0 -n 1000 | cat"
-    with at_terminal(["sh", "-c", script], running.folder, running.environment()) as terminal:
+    with at_terminal(["sh", "-c", script], cli.folder, cli.environment()) as terminal:
         assert terminal.to_the_end(WAIT_S) == 0, terminal.text()
     assert [line for line in terminal.screen() if line.startswith("a b")], terminal.seen
     assert not any("generating" in line for line in terminal.screen())
+    cli.down()
 
 
 def test_where_the_text_goes_to_a_file_the_terminal_sees_tokens(slow: Cli) -> None:
