@@ -114,7 +114,10 @@ def test_make_test_is_what_runs_these_tests(target: str) -> None:
     assert planned.returncode == 0
     assert " -m pytest " in planned.stdout
     assert f"-m '{MARKS[target]}'" in planned.stdout
-    assert (ROOT / ".ci" / "run").read_text().endswith("exec make test\n")
+    assert ("--cases=each" in planned.stdout) == (target == "test")
+    all_cases = subprocess.run([*command, "CASES=all"], cwd=ROOT, capture_output=True, text=True, timeout=20).stdout
+    assert "--cases=each" not in all_cases
+    assert (ROOT / ".ci" / "run").read_text().endswith("exec make test CASES=all\n")
 
 
 def test_the_api_server_answers_curl_and_openais_client(
