@@ -98,8 +98,8 @@ class Serving:
                 self._measure_a_link()
                 steps = self._engine.busy and self._root.ready
                 if not steps or time.monotonic() >= next_poll:
-                    every_turn()
                     self._root.serve_bus(time.monotonic())
+                    every_turn()  # before a client hears of a change: other commands read it in the root's file
                     self._tell_membership()
                     steps = self._engine.busy and self._root.all_reachable()
                     next_poll = time.monotonic() + _POLL_S

@@ -152,6 +152,21 @@ def test_a_cluster_that_is_stopped_while_it_starts_leaves_nothing(cli: Cli, appe
     assert [path.name for path in (cli.home / "run" / "small").iterdir()] == ["lock"]
 
 
+def test_what_status_calls_ready_is_so_in_the_file_that_other_commands_read(cli: Cli) -> None:
+    cli.write(2)
+    file = cli.home / "run" / "small" / "cluster.json"
+    with cli.started("up", "--foreground") as process:
+        until(file.exists, 20, "the root")
+        assert json_object(file.read_text() + "\n")["forming"]
+        with cli.client() as client:
+            deadline = time.monotonic() + 30
+            while client.status(wait_s=20.0).state != "ready":  # without a pause: the first answer that says so
+                assert time.monotonic() < deadline
+            assert not json_object(file.read_text() + "\n")["forming"]
+        process.terminate()
+        assert finish(process, LEAVE_S, time.monotonic()).code == 0
+
+
 def await_ready(cli: Cli) -> None:
     """Wait for every node of a cluster that something else starts."""
 

@@ -93,7 +93,7 @@ def test_piped_input_is_the_prompt_without_its_last_line_end(own: Cli, text: str
 def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text: str) -> None:
     up = own.run_here("up", "-d", "-m", "own.gguf", "--nodes", "2")
     assert up.code == 0, up.said
-    (row,) = json_object(own.run("ps", "--json").out)["clusters"]
+    (row,) = json_object(own.run_here("ps", "--json").out)["clusters"]
     assert (row["nodes"], row["state"], row["model"]) == (2, "up", str(own.folder / "own.gguf"))
     assert (row["file"], row["folder"]) == (None, str(own.folder))
     answer = own.run("generate", PROMPT, *GREEDY)
