@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import without_host
 from dllama_zmq.bus.codec import decode, encode, kind_of
-from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, wire_name
+from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Fault, Frame, Join, Message, Ping, wire_name
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _LAST_WORD_MS = 1000  # a busy computer may leave a process out for longer than 200
 _BYE = wire_name(Bye.__name__)
+_READ_AHEAD_S = 0.01  # a flood of others' messages must not hold up the root
 
 
 class Endpoints(Struct, frozen=True):
@@ -67,6 +68,7 @@ class RootLink:
         self.spin_s = spin_s
         self._bad_peers = RateLimitedLog(logger)
         self._leaving: set[bytes] = set()
+        self._unread: deque[tuple[bytes, Message, list[Frame]]] = deque()  # that `last_word` has passed over
         security = endpoints.security
         hears = None if security is None else replace(security, admits_tokens=False)
         steps = [*endpoints.steps, *filter(None, [endpoints.local_steps])]
@@ -104,6 +106,8 @@ class RootLink:
 
     def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
         """The next message and the identity it came from, or None when time.monotonic() passes `until`."""
+        if self._unread:
+            return self._unread.popleft()
         while True:
             frames = self.peers.receive(until, self.spin_s)
             if frames is None:
@@ -113,6 +117,21 @@ class RootLink:
                 return arrived
             if time.monotonic() >= until:  # a flood of such messages must not outlast a deadline
                 return None
+
+    def last_word(self, identity: bytes) -> Fault | None:
+        """The Fault that a worker sent before it left, for sending to it may fail before that is read.
+
+        Not in a step: that reads the socket without `receive`.
+        """
+        until = time.monotonic() + _READ_AHEAD_S
+        while time.monotonic() < until and (frames := self.peers.receive_now()) is not None:
+            if (arrived := self.read(frames)) is not None:
+                self._unread.append(arrived)
+        for arrived in self._unread:
+            if arrived[0] == identity and isinstance(arrived[1], Fault):
+                self._unread.remove(arrived)
+                return arrived[1]
+        return None
 
     def read(self, frames: Sequence[Frame]) -> tuple[bytes, Message, list[Frame]] | None:
         """Decode frames from `replies`; returns the identity and the message, or None if they are no valid message."""

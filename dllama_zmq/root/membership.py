@@ -314,6 +314,10 @@ class Membership:
         try:
             self._link.send(member.identity, member.name, message, arrays or [])
         except PeerGone:
+            fault = self._link.last_word(member.identity) if member.state is State.LOADING else None
+            if fault is not None:
+                self.handle(member.identity, fault)
+                return False
             logger.warning("lost %s: its connection broke", member.name)
             self._roster.lose(member, "was lost: its connection broke, or it gave no sign of life for 2 s")
             return False

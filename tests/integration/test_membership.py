@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from command_line import until
 from contexts import a_context
 from tiny import tiny_spec, write_tiny_model
 
@@ -25,12 +26,14 @@ from dllama_zmq.bus.messages import (
     Message,
     Need,
     Offer,
+    Ping,
     Plan,
     Preparing,
     Refuse,
     Weights,
     Welcome,
 )
+from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.roster import State
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.kernels import KV_PAGE
@@ -115,6 +118,34 @@ def test_the_reason_why_a_worker_cannot_load_is_shown_where_people_look(door: Do
     door.ask(worker, Fault(0, 0, "not enough memory"))
     with pytest.raises(WorkerLost, match="worker1 could not load: not enough memory"):
         door.root.wait_ready(time.monotonic())
+
+
+def test_that_reason_is_shown_where_the_worker_has_gone_before_it_is_read(tmp_path: Path) -> None:
+    """A root that is left out for a while on a busy computer finds the word and the broken connection at once."""
+    with ExitStack() as cleanup:
+        door = Door(tmp_path, cleanup, n_workers=3)
+        identities = [b"a", b"b", b"c"]
+        workers = [door.stranger(identity) for identity in identities]
+        for pid, worker in enumerate(workers):
+            door.ask(worker, a_join(pid=pid + 1))
+        for worker in workers:
+            worker.send_multipart(encode(Fault(0, 0, "not enough memory")))
+            worker.close(linger=1000)
+        link = door.root.link
+        assert link is not None
+
+        def gone(identity: bytes) -> bool:
+            try:
+                link.send(identity, "", Ping(0, 0, 0))
+            except PeerGone:
+                return True
+            return False
+
+        ping_is_due = time.monotonic() + 0.2
+        until(lambda: all(map(gone, identities)) and time.monotonic() > ping_is_due, 20, "the connections' end")
+        door.root.serve_bus(time.monotonic())
+        whole = "could not load: not enough memory"
+        assert door.root.missing_sentence() == f"worker1 {whole}; worker2 {whole}; worker3 {whole}"
 
 
 def test_a_worker_with_too_little_memory_gets_no_place_and_both_sides_say_why(door: Door) -> None:
