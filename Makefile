@@ -14,7 +14,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= 4
+WORKERS ?= 5
 CASES ?= each
 MINUTES ?= 30
 REAL ?= .real

@@ -166,7 +166,7 @@ def test_a_flood_of_frames_neither_fills_the_memory_nor_stops_others(port: str, 
     some_flood_is_harmless(flooded, port, kind)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("port", "kind"), OF_ONE_PORT)
 def test_a_flood_of_messages_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
     some_flood_is_harmless(flooded, port, kind)
