@@ -30,7 +30,7 @@ def select(items: list[pytest.Item], seed: str) -> tuple[list[pytest.Item], list
 
 
 def _values(item: pytest.Item) -> list[str]:
-    """The name of a case's value of each of its lists of parameters."""
+    """The name of a case's value of each of its lists of parameters, for which pytest has no public word."""
     case = getattr(item, "callspec", None)
     return list(case._idlist) if case else []
 

@@ -93,16 +93,8 @@ def test_a_shape_that_is_stopped_while_it_is_made_leaves_no_file(bench: Cli, tmp
 
 
 def test_nothing_is_silent_for_more_than_two_seconds(bench: Cli) -> None:
-    words = [
-        "bench",
-        *SHAPE,
-        "-p",
-        "0",
-        "-n",
-        "100",
-        "-r",
-        "10000",
-    ]  # of one node, as it computes until the lines have come
+    # One node, which computes until the lines have come.
+    words = ["bench", *SHAPE, "-p", "0", "-n", "100", "-r", "10000"]
     with bench.started(*words, code=LITTLE_MEMORY, XDG_CACHE_HOME=str(bench.folder)) as process:
         assert process.stderr is not None
         while b"tg100" not in (line := process.stderr.readline()):
