@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import zmq
 from command_line import Cli, clean_cli, until
+from contexts import a_context
 from integration.nodes import tcp
 from surroundings import free_ports
 from tiny import tiny_spec
@@ -151,16 +151,13 @@ def test_a_worker_has_given_its_last_model_back_when_it_asks_the_next_root(cli: 
     spec = tiny_spec(dim=1024, hidden_dim=4096, n_layers=8, seq_len=1024, weight_type=FloatType.Q40)
     places = tcp()
     write_m(tmp_path / "m.m", spec, random_tensors(spec, seed=3))
-    with (
-        open_m(tmp_path / "m.m") as model,
-        zmq.Context() as context,
-        cli.started("worker", places.replies[0], "-t", "1") as worker,
-    ):
+    with open_m(tmp_path / "m.m") as model, cli.started("worker", places.replies[0], "-t", "1") as worker:
         shard_bytes = Plan.make(spec, 2).weight_bytes(1)
         for _ in range(3):
-            root = Root(context, model, RootSettings(names=["worker1"], kernels="numpy"), places)
-            root.wait_ready(time.monotonic() + 60, lambda: None)
-            root.logits(Batch.alone(0, 3), [1, 2, 3])
-            loaded = measured(worker.pid)["Rss"]
-            root.close("the next one comes", stay=True)
+            with a_context() as context:  # whose end frees the ports for the next root
+                root = Root(context, model, RootSettings(names=["worker1"], kernels="numpy"), places)
+                root.wait_ready(time.monotonic() + 60, lambda: None)
+                root.logits(Batch.alone(0, 3), [1, 2, 3])
+                loaded = measured(worker.pid)["Rss"]
+                root.close("the next one comes", stay=True)
             until(lambda most=loaded - shard_bytes: measured(worker.pid)["Rss"] < most, 10.0, "memory to be given back")
