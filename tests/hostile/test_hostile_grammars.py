@@ -83,6 +83,7 @@ def reader(model: LocalModel) -> GrammarReader:
     return GrammarReader(model.tokenizer)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_grammar_that_cannot_be_compiled_in_time_is_refused_in_time(model: LocalModel, name: str) -> None:
     began, before = time.monotonic(), resident_bytes()

@@ -28,6 +28,7 @@ def long_bench(cli: Cli) -> Iterator[Process]:
         yield process
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_bench_that_is_stopped_leaves_nothing(bench: Cli, number: signal.Signals, code: int) -> None:
     with long_bench(bench) as process:
@@ -57,6 +58,7 @@ def test_a_bench_that_is_killed_leaves_nothing_either(bench: Cli) -> None:
     assert (bench.sockets(), left_folders(bench)) == ([], [])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("place", ["run/*", "run/*/replies.sock", "logs/*/worker1.log"])
 def test_a_bench_that_is_stopped_while_its_nodes_start_leaves_nothing(bench: Cli, place: str) -> None:
     words = ["bench", *SHAPE, "--nodes", "2", "-p", "0", "-n", "100", "-r", "1000"]

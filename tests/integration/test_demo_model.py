@@ -72,6 +72,7 @@ def in_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("prompt", [*PROMPTS, "One day, Lily"])
 def test_in_f32_the_fast_kernels_write_200_tokens_of_the_reference(prompt: str, in_f32: Path) -> None:
     texts = []

@@ -56,6 +56,7 @@ def whole(small_model: Path) -> list[str]:
         return list(model.generate(PROMPT, max_tokens=N_TOKENS))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_answer_continues_where_it_was_when_a_lost_worker_is_back(cli: Cli, whole: list[str], end: int) -> None:
     cli.up(4)

@@ -61,6 +61,7 @@ def test_a_call_that_is_stopped_while_its_cluster_starts_leaves_nothing(
     nothing_is_left(cli)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_call_that_is_stopped_in_mid_answer_leaves_nothing(cli: Cli, number: signal.Signals) -> None:
     cli.write(2)
@@ -133,6 +134,7 @@ def test_who_uses_the_cluster_of_another_call_keeps_it_when_that_is_stopped(cli:
 # --- up and down --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_an_up_that_is_stopped_leaves_nothing(cli: Cli, number: signal.Signals) -> None:
     cli.write(2)

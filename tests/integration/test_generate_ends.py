@@ -62,6 +62,7 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(running: Cli) -> None:
     assert n_stopped(running) == before + 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_the_cluster_of_one_call_ends_with_the_call_however_that_ends(cli: Cli, number: int) -> None:
     cli.write(2)

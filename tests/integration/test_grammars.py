@@ -114,6 +114,7 @@ def answers_at_once(model: LocalModel, name: str, seeds: range) -> list[tuple[st
     return [answers.end(sequence) for sequence in sequences]
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_an_answer_that_ends_by_itself_validates_and_is_the_same_on_any_number_of_nodes(
     models: dict[int, LocalModel], name: str

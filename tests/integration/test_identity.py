@@ -214,6 +214,7 @@ def test_one_of_several_ups_at_once_brings_it_up_and_the_others_say_that_it_runs
     cli.down()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("attempt", range(3))
 def test_several_calls_at_once_with_no_cluster_running_are_all_answered(cli: Cli, attempt: int) -> None:
     cli.write(1)

@@ -175,6 +175,7 @@ def with_one_byte_changed(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("damage", [truncated, with_one_byte_changed])
 def test_a_damaged_file_alone_is_compiled_again_with_a_warning_and_replaced(pair, cache, damage):
     before = {path: path.stat().st_mtime_ns for path in kept(cache)}
@@ -212,6 +213,7 @@ def a_link_to_what_is_open_to_all(cache: Path) -> str:
     return "other users can write there, mode 770"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("spoil", [without_room, open_to_all, a_link_to_what_is_open_to_all])
 def test_where_the_cache_cannot_be_used_one_start_compiles_and_says_where_the_kernels_are_now(pair, cache, spoil):
     reason = spoil(cache)

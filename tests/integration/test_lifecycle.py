@@ -22,6 +22,7 @@ SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
 # --- up, status, down ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("n_nodes", [1, 2, 4])
 def test_a_cluster_comes_up_reports_its_state_answers_and_goes_down(cli: Cli, n_nodes: int, greedy_text: str) -> None:
     cli.write(n_nodes)
@@ -98,6 +99,7 @@ def test_down_and_status_say_where_no_cluster_runs(cli: Cli) -> None:
 # --- in the foreground --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_cluster_in_the_foreground_ends_well_on_a_signal(cli: Cli, number: signal.Signals, greedy_text: str) -> None:
     cli.write(2)
@@ -139,6 +141,7 @@ def ignored(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("appears", ["lock", "clients.sock", "cluster.json"])
 def test_a_cluster_that_is_stopped_while_it_starts_leaves_nothing(cli: Cli, appears: str) -> None:
     cli.write(2)

@@ -170,6 +170,7 @@ def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(
     assert "use kernels: numpy" in ends[0]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("n_files", [8, 11, 14, 16, 17, 20])
 def test_too_few_open_files_are_one_sentence(small: Cli, n_files: int) -> None:
     """libzmq ends the process, by abort(), at some of these numbers."""

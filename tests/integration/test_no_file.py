@@ -62,6 +62,7 @@ def test_two_commands_after_installation_are_enough_for_the_first_token_of_an_ow
     assert left == ["own.gguf"]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "words",
     [
