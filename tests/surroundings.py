@@ -40,6 +40,7 @@ _UNWANTED = (
     "MAKEFLAGS",
     "MFLAGS",
     "MAKELEVEL",
+    "CASES",
 )
 _WANTED = ("DLLAMA_ZMQ_WRITE_PARITY", "PYTHONHASHSEED", "PYTHONHOME", "PYTHONPATH", "PYTHONPYCACHEPREFIX")
 """The first asks a test to write its golden file, the second orders sets; the others say where Python's files are."""
