@@ -97,7 +97,11 @@ def test_make_demo_ends_with_the_story_in_sight_and_leaves_nothing_running(envir
     rows = [line[i : i + COLUMNS] for line in terminal.screen() for i in range(0, max(1, len(line)), COLUMNS)]
     seen = rows[-24:]
     assert any(row.startswith("Once upon a time") for row in seen), rows
-    assert any(row.startswith("measured agrees with planned") for row in seen), rows
+    (verdict,) = (row for row in seen if row.startswith("measured "))
+    # On a busy computer a worker may ask for a message again, which netstat then says.
+    assert re.match(r"measured agrees with planned|.*; the plan does not count \d+ messages? sent again", verdict), (
+        verdict
+    )
     assert "is down" in seen[-2], rows
     assert not list(Path(environment["DLLAMA_ZMQ_HOME"]).rglob("*.sock"))
 
